@@ -66,7 +66,9 @@ def gap_figures(
     for lag in (1, 2, 5, 10, 30):
         x, y = full[:-lag], full[lag:]
         both = np.isfinite(x) & np.isfinite(y)
-        figures[f'autocorrelation_{lag}'] = float(np.corrcoef(x[both], y[both])[0, 1]) if both.sum() > 2 else 0.
+        x, y = x[both] - x[both].mean() if both.any() else x[both], y[both]
+        scale = x.std()*y.std() if both.sum() > 2 else 0.
+        figures[f'autocorrelation_{lag}'] = float((x*y).mean()/scale) if scale > 0 else 0.
     return figures
 
 # %% ../../nbs/sim/01_scenarios.ipynb #7b3a6c10

@@ -9,7 +9,7 @@ says how far a figure could lie from where it was found."""
 
 # %% auto #0
 __all__ = ['YEAR_NS', 'check_returns', 'sharpe', 'annual', 'psr', 'moments', 'expected_max_sharpe', 'dsr', 'deflated', 'Split',
-           'walk_forward', 'Walk', 'walk', 'Overfit', 'pbo', 'bootstrap']
+           'walk_forward', 'Walk', 'walk', 'Overfit', 'pbo', 'bootstrap', 'touch_edge_bps']
 
 # %% ../../nbs/research/02_evidence.ipynb #f36db70b
 from itertools import combinations
@@ -19,6 +19,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from ..clock import NS
+from ..decide.contract import Universe
+from ..feed.events import VALID
 from ..market import DataError
 
 # %% ../../nbs/research/02_evidence.ipynb #893c87cc
@@ -220,3 +222,23 @@ def bootstrap(
     found = stat(x[(first + np.arange(n) - at) % n].T)
     low, high = np.quantile(found, [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)
+
+# %% ../../nbs/research/02_evidence.ipynb #e06b5f03
+def touch_edge_bps(
+    tape:np.ndarray,   # (n,) of BOOK in order of `ts_recv_ns`
+    universe:Universe, # what the slots are
+    max_age_s:float=np.inf, # an older book offers nothing
+)->np.ndarray: # (n,) bps; NaN while fewer than two books may be believed
+    "Best gross edge between any two venues after each row."
+    n, best = len(tape), np.full(len(tape), np.nan)
+    bid, ask = np.full((2, len(universe.listings), n), np.nan)
+    for slot in range(len(universe.listings)):
+        last = np.maximum.accumulate(np.where(tape['slot'] == slot, np.arange(n), -1))
+        rows = tape[np.maximum(last, 0)]
+        good = (last >= 0) & (rows['state'] == VALID) & (tape['ts_recv_ns'] - rows['ts_recv_ns'] <= max_age_s*NS)
+        bid[slot] = np.where(good & (rows['bid_px'][:, 0] > 0), rows['bid_px'][:, 0], np.nan)
+        ask[slot] = np.where(good & (rows['ask_px'][:, 0] > 0), rows['ask_px'][:, 0], np.nan)
+    for buy, a in enumerate(universe.listings):
+        for sell, b in enumerate(universe.listings):
+            if a.instrument == b.instrument and a.venue != b.venue: best = np.fmax(best, (bid[sell]/ask[buy] - 1)*1e4)
+    return best

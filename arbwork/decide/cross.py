@@ -119,6 +119,11 @@ def propose(
         if attempt == 0 and enough: break
         if attempt == 1 and not enough: return R_DEPTH
         if attempt == 2: return R_LIMIT if enough else R_INVENTORY
+    needed = worst_ask*(1 + give)*(1 + max(0., fee_buy)/1e4)
+    free = inventory[specs[b].venue, specs[b].quote, 0]
+    if qty*needed > free:
+        qty = common_lot(free/needed, specs[b].lot, specs[s].lot)
+        if not (_enough(qty, worst_ask, specs[b]) and _enough(qty, worst_bid*(1 - give), specs[s])): return R_INVENTORY
     _, paid, worst_ask = walk(buy.ask_px, buy.ask_qty, qty, np.inf, BUY)
     _, got, worst_bid = walk(sell.bid_px, sell.bid_qty, qty, 0., SELL)
     profit = got*(1 - fee_sell/1e4) - paid*(1 + fee_buy/1e4)

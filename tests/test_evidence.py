@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from arbwork.clock import NS
 from arbwork.decide.contract import Params, Universe
-from arbwork.market import ConfigError, DataError, decimal, Listing
+from arbwork.market import ArbworkError, ConfigError, DataError, decimal, Listing
 from arbwork.research import evidence as ev
 from arbwork.research import promote as pr
 
@@ -167,7 +167,7 @@ def test_a_second_promotion_is_refused_until_the_first_ends_or_dies(tmp_path):
     try:
         assert holder.stdout.readline().strip() == 'held'
         pr.make_key(tmp_path)
-        with pytest.raises(ConfigError, match=f'another promotion is at work \\(process {holder.pid}\\)'):
+        with pytest.raises(ArbworkError, match=f'promotions in .*: process {holder.pid} has it'):
             pr.promote(study(), pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1)
     finally: holder.kill(); holder.wait()
     pr.promote(study(), pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1)

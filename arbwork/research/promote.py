@@ -13,7 +13,6 @@ __all__ = ['STAGES', 'FIGURES', 'ADVICE', 'Gate', 'Study', 'gates', 'recommend',
 
 # %% ../../nbs/research/03_promote.ipynb #445dee2f
 import base64
-import fcntl
 import hashlib
 import os
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from ..clock import NS, utc
 from ..decide.contract import REASONS, Universe
 from ..market import ConfigError
 from ..settings import GATES, Params, Settings
+from ..store.journal import Claim
 
 # %% ../../nbs/research/03_promote.ipynb #b283eca5
 STAGES = ('sim', 'paper', 'live')
@@ -265,17 +265,10 @@ def verify(
 def promoting(
     folder:Path, # of the manifests
 ):
-    "Hold the lock on promotions; `ConfigError` if someone has it."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    path = folder/'.lock'
-    fd = os.open(path, os.O_RDWR|os.O_CREAT, 0o600)
-    try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise ConfigError(f'{folder}: another promotion is at work (process {os.pread(fd, 20, 0).decode() or "unknown"}); try again when it is done') from e
-        os.ftruncate(fd, 0); os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
-    finally: os.close(fd)
+    "Hold the lock on promotions; refused if someone has it."
+    claim = Claim(Path(folder)/'.lock', f'promotions in {folder}')
+    try: yield
+    finally: claim.release()
 
 def write_manifest(
     manifest:Manifest,

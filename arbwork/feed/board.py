@@ -115,9 +115,9 @@ class BoardReader:
         while True:
             n = self.count(slot)
             at = self._at
-            cell = at.cells[slot, (n - 1)%self.ring_size]
-            row = cell['row'].copy()
-            if not n or cell['stamp'] == 2*n: return row
+            cell = at.first + CELL.itemsize*(slot*self.ring_size + (n - 1)%self.ring_size)
+            row = bytearray(at.mapped[cell + 8:cell + CELL.itemsize])
+            if at.words[cell//8] == 2*n or not n: return np.frombuffer(row, BOOK)[0]
 
     def all(self)->np.ndarray: # (slots,) of BOOK
         "The newest row of each slot. Each is whole; they need not be of the same instant."

@@ -255,6 +255,8 @@ def open_orders_request(self:Binance, now_ns:int, instrument:str='', cursor:str=
 @patch
 def open_orders_reply(self:Binance, status:int, body:bytes)->list[OrderUpdate]:
     return [self._update(x) for x in self._read('openOrders', _orders, status, body)]
+@patch
+def open_orders_cursor(self:Binance, body:bytes)->str: return '' # one page holds them all
 
 @patch
 def recent_orders_request(self:Binance, instrument:str, since_ns:int, now_ns:int)->Request|None:
@@ -299,13 +301,13 @@ Binance.cancel_reply, Binance.recent_orders_reply = Binance.order_reply, Binance
 @patch
 def place(self:Binance, order:NewOrder, request_id:str, now_ns:int)->bytes:
     "The frame that places `order`."
-    self._asked[request_id] = order
+    self.asked(request_id, order)
     return self._rpc('order.place', self._order_params(order), request_id, now_ns)
 
 @patch
 def cancel(self:Binance, instrument:str, client_id:str, request_id:str, now_ns:int)->bytes:
     "The frame that cancels the order of that client id."
-    self._asked[request_id] = (instrument, client_id)
+    self.asked(request_id, (instrument, client_id))
     return self._rpc('order.cancel', {'symbol': self.symbol(instrument), 'origClientOrderId': client_id}, request_id, now_ns)
 
 @patch

@@ -75,7 +75,7 @@ class Book:
         cut_at:int=0,   # how many levels a snapshot of this venue has at most; 0: it is whole
     ):
         self.venue, self.instrument, self.follows, self.cut_at = venue, instrument, follows, cut_at
-        self.duplicates = self.gaps = 0
+        self.duplicates = self.early = self.gaps = 0
         self.reset()
 
     @property
@@ -90,7 +90,7 @@ class Book:
     def reset(self):
         "Forget the levels, as after a lost connection; the counts stay."
         self._bids, self._asks = Side(1), Side(-1)
-        self.state, self.why, self.seq, self.joined_seq, self.ts_venue_ns, self.early = EMPTY, '', -1, -1, 0, 0
+        self.state, self.why, self.seq, self.joined_seq, self.ts_venue_ns = EMPTY, '', -1, -1, 0
 
     def drop(self,
         why:str, # what is wrong, with found and wanted

@@ -191,7 +191,7 @@ class _Execution(msgspec.Struct):
     feeCurrency:str = ''; isMaker:bool = False; execType:str = 'Trade'; category:str = 'spot'
 class _Executions(msgspec.Struct): list:list[_Execution]; nextPageCursor:str|None = ''
 class _ExecutionsBody(msgspec.Struct): result:_Executions
-class _Page(msgspec.Struct): nextPageCursor:str|None = ''
+class _Page(msgspec.Struct): list:list[msgspec.Raw]; nextPageCursor:str|None = ''
 class _PageBody(msgspec.Struct): result:_Page
 class _Placed(msgspec.Struct): orderId:str = ''; orderLinkId:str = ''
 class _PlacedBody(msgspec.Struct): result:_Placed; time:int = 0
@@ -266,7 +266,14 @@ def fills_reply(self:Bybit, status:int, body:bytes)->list[Fill]:
     return [self._fill(x) for x in self._read('executions', _executions, status, body).result.list if x.execType == 'Trade']
 @patch
 def fills_cursor(self:Bybit, body:bytes)->str: # '' after the last page
-    return _page.decode(body).result.nextPageCursor or ''
+    "Where the next page begins."
+    page = _page.decode(body).result
+    return page.nextPageCursor or '' if page.list else ''
+@patch
+def open_orders_cursor(self:Bybit, body:bytes)->str: # '' after the last page
+    "Where the next page begins."
+    page = _page.decode(body).result
+    return page.nextPageCursor or '' if page.list else ''
 
 # %% ../../nbs/feed/03_bybit.ipynb #03e766c2
 _TIF = {'POST_ONLY': 'PostOnly'}
@@ -306,12 +313,12 @@ def _op(self:Bybit, op:str, args:dict, request_id:str, now_ns:int)->bytes:
 @patch
 def place(self:Bybit, order:NewOrder, request_id:str, now_ns:int)->bytes:
     "The frame that places `order`."
-    self._asked[request_id] = order
+    self.asked(request_id, order)
     return self._op('order.create', self._order_params(order), request_id, now_ns)
 @patch
 def cancel(self:Bybit, instrument:str, client_id:str, request_id:str, now_ns:int)->bytes:
     "The frame that cancels the order of that client id."
-    self._asked[request_id] = (instrument, client_id)
+    self.asked(request_id, (instrument, client_id))
     return self._op('order.cancel', {'category': 'spot', 'symbol': self.symbol(instrument), 'orderLinkId': client_id}, request_id, now_ns)
 
 # %% ../../nbs/feed/03_bybit.ipynb #6e719a2d

@@ -118,6 +118,14 @@ class Codec:
             if len(self._client_ids) > 100_000: self._client_ids.pop(next(iter(self._client_ids)))
         return u
 
+    def asked(self,
+        request_id:str, # as it goes out
+        what,           # the NewOrder, or (instrument, client id) of a cancel
+    ):
+        "Note what a request was about; its refusal names nothing else."
+        self._asked[request_id] = what
+        if len(self._asked) > 10_000: self._asked.pop(next(iter(self._asked)))
+
     def client_id(self, venue_id:str)->str: # '' where this codec never heard of it
         "Our id of the order that the venue calls `venue_id`."
         return self._client_ids.get(venue_id, '')

@@ -248,7 +248,7 @@ class Problem(msgspec.Struct, frozen=True):
     kind:str       # one of `PROBLEMS`, or a word of the feed's own
     detail:str     # what, where, found and wanted
 
-PROBLEMS = ('other', 'gap', 'crossed', 'malformed', 'stale', 'disconnected', 'error')
+PROBLEMS = ('other', 'gap', 'crossed', 'data', 'frame', 'snapshot', 'lost', 'silent', 'shutdown', 'error', 'worker')
 TEXT_WORDS = 32 # whole numbers that carry a sentence
 
 def _packed(problems:list[Problem])->pd.DataFrame:

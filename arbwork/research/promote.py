@@ -70,7 +70,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     winner_trades:int
     best_gross_bps:float|None   # best gross edge seen at the touch
     gross_share:float           # of decisions that saw a gross edge
-    reasons:dict[str, int]      # decisions of the winner by reason, and 'traded'
+    reasons:dict[str, int]      # decisions of the winner by reason, and 'trade'
     gates:list[Gate] = []
     promoted:bool = False
     recommendation:list[str] = []
@@ -123,7 +123,7 @@ def recommend(
     if study.best_gross_bps is not None:
         reach = 'is below' if study.best_gross_bps <= cost else 'exceeds'
         out.append(f'{study.gross_share:.1%} of {total:,} decisions saw a gross edge; the best, {study.best_gross_bps:.1f} bps, {reach} two taker fees of together {cost:g} bps.')
-    stopped = {r: n for r, n in study.reasons.items() if r not in ('none', 'traded') and n}
+    stopped = {r: n for r, n in study.reasons.items() if r not in ('none', 'trade') and n}
     if study.winner_trades: stopped.pop('fee', None)
     if stopped:
         top = max(stopped, key=stopped.get)

@@ -100,10 +100,10 @@ WORDS = dict(zip(REASONS, ('no gross edge', 'gone after fees', 'below minimum ed
                            'too thin', 'inventory on the wrong side', 'below minimum profit', 'cooling down', 'hourly limit', 'exposure limit', 'risk limit')))
 
 def funnel(
-    studies:dict[str, dict[str, int]], # label to decisions by reason, and 'traded'
+    studies:dict[str, dict[str, int]], # label to decisions by reason, and 'trade'
 )->go.Figure:
     "Decisions by how far their edge got."
-    order = [r for r in (*REASONS, 'traded') if any(s.get(r) for s in studies.values())]
+    order = [r for r in (*REASONS, 'trade') if any(s.get(r) for s in studies.values())]
     fig = blank('How far each decision got', x='decisions, logarithmic', height=120 + 30*len(order)*max(1, len(studies)))
     for (label, s), colour in zip(studies.items(), (TEAL, AMBER, INK, GREY)):
         n = [s.get(r, 0) for r in order]

@@ -164,6 +164,7 @@ class Stop(msgspec.Struct, frozen=True):
     "The end of a session."
     why:str
     clean:bool # nothing open, the venues agree
+    open_trades:int = 0
 
 class Decision(msgspec.Struct, frozen=True):
     "A trade was decided on."

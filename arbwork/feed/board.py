@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .events import BOOK, EMPTY
 from ..market import ArbworkError, DataError
@@ -51,7 +52,10 @@ class BoardWriter:
             os.close(self._lock)
             raise ArbworkError(f'board {self.path}: another process writes it, wanted it free; one writer at a time') from e
         try: self._make()
-        except OSError as e: raise DataError(f'board {self.path}: cannot be made: {e.strerror}') from e
+        except OSError as e:
+            self.close()
+            Path(f'{self.path}.new').unlink(missing_ok=True)
+            raise DataError(f'board {self.path}: cannot be made: {e.strerror}') from e
 
     def _make(self):
         "A new file under the old name; whoever has the old one mapped is told."
@@ -62,28 +66,31 @@ class BoardWriter:
         self._at.words[1], self._at.words[2], self._at.words[3] = self.slots, self.ring, CELL.itemsize
         self._at.cells['row']['slot'] = np.arange(self.slots)[:, None]
         self._at.words[0] = MAGIC
-        if self.path.exists() and self.path.stat().st_size >= HEADER:
-            with open(self.path, 'r+b') as f, mmap.mmap(f.fileno(), HEADER) as old: old[:8] = bytes(8)
+        old = open(self.path, 'r+b') if self.path.exists() and self.path.stat().st_size >= HEADER else None
         os.replace(new, self.path)
-
-    def write(self,
-        row, # of BOOK; its `slot` says where
-    ):
-        "Publish a row. It is copied."
-        slot = _checked(row['slot'], self.slots)
-        at, words, count = self._at, self._at.words, 8 + slot
-        k = words[count]
-        cell = at.first + CELL.itemsize*(slot*self.ring + k%self.ring)
-        words[cell//8] = 2*k + 1
-        at.mapped[cell + 8:cell + CELL.itemsize] = row.tobytes()
-        words[cell//8] = 2*k + 2
-        words[count] = k + 1
+        if old:
+            with old, mmap.mmap(old.fileno(), HEADER) as head: head[:8] = bytes(8)
 
     def close(self):
         "Let another writer in. What was written stays readable."
         if self._lock is None: return
         os.close(self._lock)
         self._lock = None
+
+# %% ../../nbs/feed/07_board.ipynb #8a3d5077
+@patch
+def write(self:BoardWriter,
+    row, # of BOOK; its `slot` says where
+):
+    "Publish a row. It is copied."
+    slot = _checked(row['slot'], self.slots)
+    at, words, count = self._at, self._at.words, 8 + slot
+    k = words[count]
+    cell = at.first + CELL.itemsize*(slot*self.ring + k%self.ring)
+    words[cell//8] = 2*k + 1
+    at.mapped[cell + 8:cell + CELL.itemsize] = row.tobytes()
+    words[cell//8] = 2*k + 2
+    words[count] = k + 1
 
 # %% ../../nbs/feed/07_board.ipynb #2791d663
 class BoardReader:
@@ -119,18 +126,21 @@ class BoardReader:
             row = bytearray(at.mapped[cell + 8:cell + CELL.itemsize])
             if at.words[cell//8] == 2*n or not n: return np.frombuffer(row, BOOK)[0]
 
-    def all(self)->np.ndarray: # (slots,) of BOOK
-        "The newest row of each slot. Each is whole; they need not be of the same instant."
-        rows = np.zeros(self.slots, BOOK)
-        for slot in range(self.slots): rows[slot] = self.latest(slot)
-        return rows
+# %% ../../nbs/feed/07_board.ipynb #41039024
+@patch
+def all(self:BoardReader)->np.ndarray: # (slots,) of BOOK
+    "The newest row of each slot. Each is whole; they need not be of the same instant."
+    rows = np.zeros(self.slots, BOOK)
+    for slot in range(self.slots): rows[slot] = self.latest(slot)
+    return rows
 
-    def ring(self,
-        slot:int,
-        n:int=1024, # rows at most
-    )->np.ndarray: # (<= n,) of BOOK, oldest first
-        "The newest rows of a slot; those that were overwritten during the copy are left out."
-        end = self.count(slot)
-        at, ids = self._at, np.arange(max(0, end - min(n, self.ring_size)), end)
-        rows = at.cells[slot]['row'][ids%self.ring_size]
-        return rows[at.cells[slot]['stamp'][ids%self.ring_size] == 2*ids + 2]
+@patch
+def ring(self:BoardReader,
+    slot:int,
+    n:int=1024, # rows at most
+)->np.ndarray: # (<= n,) of BOOK, oldest first
+    "The newest rows of a slot; those that were overwritten during the copy are left out."
+    end = self.count(slot)
+    at, ids = self._at, np.arange(max(0, end - min(n, self.ring_size)), end)
+    rows = at.cells[slot]['row'][ids%self.ring_size]
+    return rows[at.cells[slot]['stamp'][ids%self.ring_size] == 2*ids + 2]

@@ -94,6 +94,7 @@ def _record(self:Recorder, stream:str)->int: # rows written
     self._after[stream] = entries[-1].offset
     return written
 
+# %% ../../nbs/store/03_collect.ipynb #63dc5824
 @patch
 def _meaning(self:Recorder, stream:str, entry:Entry)->dict[int, str]:
     "Which instrument each slot is, as of an entry."
@@ -167,31 +168,33 @@ class _Worker:
         try: append_problem(self.journal, Problem(self.clock.now_ns(), self.venue.name, name, kind, detail))
         except ArbworkError as e: self.fail(e)
 
-    async def run(self):
-        "Until cancelled, or until only the person can help."
-        addresses, attempt = Addresses.of(self.venue), 0
-        while True:
-            try:
-                if self.venue.name not in CODECS: raise ConfigError(f'venue {self.venue.name}: unknown, wanted one of {", ".join(CODECS)}')
-                listings = await fetch_listings(CODECS[self.venue.name](None, None), addresses, list(self.slots))
-                for x in listings.values(): await asyncio.to_thread(self.ticks.write_listing, x)
-                feed = MarketFeed(CODECS[self.venue.name](listings, None), addresses, self.slots, self.clock, self.row, None, self.problem, self.rng)
-                self.feeds.append(feed)
-                self.error = None
-                await feed.run()
-            except ConfigError as e:
-                self.error = e
-                return self.problem('worker', str(e))
-            except Exception as e:
-                self.error = e if isinstance(e, ArbworkError) else ArbworkError(f'{self.venue.name}: {e!r}')
-                self.problem('worker', str(self.error))
-            await asyncio.sleep(backoff_s(attempt, self.rng))
-            attempt += 1
-
     def stats(self)->dict:
         "Counts over all its feeds."
         names = ('rows', 'gaps', 'duplicates', 'resyncs', 'reconnects', 'problems')
         return {name: sum(f.stats[name] for f in self.feeds) for name in names} | {'failed': str(self.error or '')}
+
+# %% ../../nbs/store/03_collect.ipynb #8a208d17
+@patch
+async def run(self:_Worker):
+    "Until cancelled, or until only the person can help."
+    addresses, attempt = Addresses.of(self.venue), 0
+    while True:
+        try:
+            if self.venue.name not in CODECS: raise ConfigError(f'venue {self.venue.name}: unknown, wanted one of {", ".join(CODECS)}')
+            listings = await fetch_listings(CODECS[self.venue.name](None, None), addresses, list(self.slots))
+            for x in listings.values(): await asyncio.to_thread(self.ticks.write_listing, x)
+            feed = MarketFeed(CODECS[self.venue.name](listings, None), addresses, self.slots, self.clock, self.row, None, self.problem, self.rng)
+            self.feeds.append(feed)
+            self.error = None
+            await feed.run()
+        except ConfigError as e:
+            self.error = e
+            return self.problem('worker', str(e))
+        except Exception as e:
+            self.error = e if isinstance(e, ArbworkError) else ArbworkError(f'{self.venue.name}: {e!r}')
+            self.problem('worker', str(self.error))
+        await asyncio.sleep(backoff_s(attempt, self.rng))
+        attempt += 1
 
 # %% ../../nbs/store/03_collect.ipynb #90ebc481
 def _report(workers:list, recorder:Recorder, began:float, now_ns:int)->dict:
@@ -207,6 +210,7 @@ async def _recording(recorder:Recorder, stopping:asyncio.Event, pause_s:float=1.
         try: await asyncio.wait_for(stopping.wait(), pause_s)
         except TimeoutError: continue
 
+# %% ../../nbs/store/03_collect.ipynb #58524d2c
 class _Open:
     "What a collection holds while it runs, each let go in turn."
     def __init__(self, settings:Settings):
@@ -229,7 +233,7 @@ class _Open:
         for claim in self.claims: claim.release()
         if wrong: raise wrong
 
-# %% ../../nbs/store/03_collect.ipynb #58524d2c
+# %% ../../nbs/store/03_collect.ipynb #92335300
 async def collect(
     settings:Settings,
     clock,               # market time; a simulated venue's own
@@ -269,6 +273,7 @@ async def collect(
         except ArbworkError:
             if not fatal: raise
 
+# %% ../../nbs/store/03_collect.ipynb #a921cff7
 async def _until_over(held, workers, tasks, recording, recorder, fatal, began, clock, until_ns, on_progress, stop_event):
     "Return when there is a reason to stop; tell how it goes meanwhile."
     said = hour = time.monotonic()

@@ -103,6 +103,7 @@ class Ticket:
             await waiter
         return self._outcome()
 
+# %% ../../nbs/store/00_journal.ipynb #19dba163
 def _settle(
     mutex:threading.Lock,
     tickets:list[Ticket],
@@ -244,6 +245,7 @@ def _hurry(self:SqliteJournal):
     self._urgent = True
     self._poke()
 
+# %% ../../nbs/store/00_journal.ipynb #5250ee7c
 @patch
 def append(self:SqliteJournal,
     stream:str, kind:str,

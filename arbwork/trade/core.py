@@ -660,7 +660,7 @@ def _restart(self:Core, now_ns:int, r:Restart):
         for o in t.orders:
             if not o.live: continue
             if o.state != UNKNOWN: self._learn(o, 'timeout' if o.state in (INTENT, SENT) else 'overdue', o.filled, 'the process ended', now_ns)
-            o.asking, o.cancelling, o.asks, o.unknowns, o.answer, o.ask_ns = False, False, 0, 0, None, now_ns
+            o.asking, o.cancelling, o.asks, o.unknowns, o.answer, o.ask_ns, o.sent_ns = False, False, 0, 0, None, now_ns, min(o.sent_ns, now_ns)
     for x in self.listings: self.made.append(Fetch(x.venue, x.instrument, self.start.started_ns - 5*NS))
     self._timer(now_ns)
 
@@ -719,7 +719,6 @@ class Replay(msgspec.Struct):
     total:int = 0
     first:str = ''    # the first that did not, '' when none
     last_ns:int = 0   # time of the last thing given, UTC
-    fees:dict = {}
 
 def replay(
     entries, # of one session's stream: (offset, kind, ts_ns, body), in order

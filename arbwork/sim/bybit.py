@@ -50,6 +50,7 @@ class BybitVenue(Venue):
     "Bybit v5 spot over one engine."
     name = 'bybit'
     private = 'order'   # somebody who listens to any of these listens to the account
+    most_orders, per_s = 20, 1. # order/create a second, rate limit rules of the v5 page
     routes = {}
     frame_no, quote_no = None, None
 

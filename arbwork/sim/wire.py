@@ -6,6 +6,7 @@
 __all__ = ['MS', 'FAULTS', 'Reply', 'Session', 'Refusal', 'Fault', 'Venue', 'write_levels', 'write_short', 'short']
 
 # %% ../../nbs/sim/01_wire.ipynb #9a660e42
+from collections import deque
 from decimal import Decimal
 
 import msgspec
@@ -62,15 +63,15 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Venue:
     "An engine with listeners; a subclass knows the words."
     name, private = '', 'user'
+    most_orders, per_s = 100, 10. # new orders it takes within so many seconds of its own time
 
     def __init__(self,
         engine:Engine,
         rows:dict[str, tuple],        # by instrument: times (ns) and levels as `engine.whole` gives them
         keys:Keys|None=None,          # of the one account; None: nothing signed is accepted
         slack:float=1.,               # how much longer than the real venue's its time windows are: the speed of its clock
-        limits:bool=True,             # whether it counts requests
     ):
-        self.engine, self.rows, self.keys, self.slack, self.limits = engine, rows, keys, max(1., slack), limits
+        self.engine, self.rows, self.keys, self.slack, self.recent = engine, rows, keys, max(1., slack), deque()
         self.symbols = {x.symbol: name for name, x in engine.listings.items()}
         self.due = dict.fromkeys(rows, 0)
         self.listeners, self.awake, self.sessions = {}, {}, 0
@@ -170,14 +171,26 @@ def arriving(self:Venue)->float: # seconds by the wall
     return f.value if f else 0.
 
 @patch
+def too_many(self:Venue, now_ns:int)->bool:
+    "Whether one more order is more than the venue takes in its window; refused ones count as well."
+    while self.recent and now_ns - self.recent[0] > self.per_s*1e9: self.recent.popleft()
+    self.recent.append(now_ns)
+    return len(self.recent) > self.most_orders
+
+@patch
+def turn_away(self:Venue, now_ns:int, instrument:str, side:int, qty:Decimal, px:Decimal|None, tif:str, client_id:str, code:str, why:str)->list[Event]:
+    "A refusal that never reaches the engine."
+    o = Order(client_id, 0, instrument, side, qty, px, tif, now_ns)
+    o.status = 'rejected'
+    return [Event('rejected', o, None, now_ns, code, why)]
+
+@patch
 def submit(self:Venue, now_ns:int, instrument:str, side:int, qty:Decimal, px:Decimal|None, tif:str, client_id:str, budget:Decimal|None=None)->list[Event]:
     "Give an order to the engine; its listeners hear what became of it, the caller gets the events."
+    asked = (now_ns, instrument, side, qty, px, tif, client_id)
+    if self.too_many(now_ns): return self.turn_away(*asked, 'rate', 'too many new orders')
     if self.faults:
-        no = self._fault('reject')
-        if no:
-            o = Order(client_id, 0, instrument, side, qty, px, tif, now_ns)
-            o.status = 'rejected'
-            return [Event('rejected', o, None, now_ns, no.code, f'rejected by a fault ({no.code})')]
+        if no := self._fault('reject'): return self.turn_away(*asked, no.code, f'rejected by a fault ({no.code})')
         self.swallow = self._fault('drop_ack') is not None
         part = self._fault('partial')
         self.engine.fill_share = Decimal(str(part.value)) if part else None

@@ -87,6 +87,11 @@ class Book:
     def asks(self)->list: # px, qty, best first
         return [(-k, self._asks.qty[k]) for k in reversed(self._asks.keys)]
 
+    @property
+    def thin(self)->bool:
+        "Whether the price has walked so far towards the edge of a cut snapshot that a new one is due."
+        return any(x.edge is not None and 4*len(x.keys) < self.cut_at for x in (self._bids, self._asks))
+
     def reset(self):
         "Forget the levels, as after a lost connection; the counts stay."
         self._bids, self._asks = Side(1), Side(-1)

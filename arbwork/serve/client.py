@@ -116,10 +116,11 @@ def metrics(self:Client)->str:
 # %% ../../nbs/serve/03_client.ipynb #b16f8faa
 @patch
 def set_params(self:Client,
-    **values, # name to number, as in `settings.Params`
+    values:dict|None=None, # name to number, as in `settings.Params`
+    **more,                # the same as keywords
 )->dict: # id, ok, detail, params
     "Change parameters of the running session; those not named stay."
-    return self._ask('PATCH', '/params', json=values).json()
+    return self._ask('PATCH', '/params', json={**(values or {}), **more}).json()
 
 @patch
 def pause(self:Client)->dict:

@@ -199,6 +199,7 @@ def vault_passphrase(
 def open_vault(
     settings:Settings,
     create:bool=False, # see `vault_passphrase`
+    environ=os.environ,
 )->Vault:
     "The person's vault, `vault.json` among the keys."
-    return Vault(settings.keys/'vault.json', vault_passphrase(settings, create))
+    return Vault(settings.keys/'vault.json', vault_passphrase(settings, create, environ))

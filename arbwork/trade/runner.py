@@ -234,6 +234,14 @@ async def fetch_all(self:Runner):
     await asyncio.gather(*(workers.fetch(Fetch(x.venue, x.instrument, start_ns), self.links[x.venue], self.session, self.give) for x in self.core.listings))
     await self.settled(END_S)
 
+# %% ../../nbs/trade/05_runner.ipynb #66113fa2
+@patch
+def missed(self:Runner, venue:str):
+    "A connection was interrupted: ask for the fills that may have been missed."
+    for x in self.core.listings:
+        if x.venue == venue: self._start(workers.fetch(Fetch(venue, x.instrument, self.core.start.started_ns - 5*NS), self.links[venue], self.session, self.give),
+                                         'fetched', Fetched(venue, False))
+
 # %% ../../nbs/trade/05_runner.ipynb #05c200ac
 async def recover(
     session:str, # id

@@ -89,7 +89,8 @@ async def fetch(
     give,
 )->None:
     "Hand on all fills of this session since a time; those it knows are no news to it."
-    try: fills = await link.fills(a.instrument, a.since_ns)
+    since_ns = a.since_ns + getattr(link, 'offset_ns', 0) # the venue's clock is not ours
+    try: fills = await link.fills(a.instrument, since_ns)
     except NO_WORD: return give('fetched', Fetched(a.venue, False))
     for f in fills:
         whose = parse_client_id(f.client_id)

@@ -187,6 +187,7 @@ class World:
         lead_s:float=3.,        # wall seconds before the first row
         host:str='127.0.0.1',
         fees_bps:dict|None=None, # venue to maker, taker; None: the scenario's
+        start_ns:int|None=None, # date the first row so, for clients that know no clock but their own; None: as it is
     ):
         for name in venues:
             if name not in VENUES: raise ConfigError(f'venue: found {name!r}, wanted one of {", ".join(VENUES)}')
@@ -195,11 +196,13 @@ class World:
         if not speed > 0 or lead_s < 0: raise ConfigError(f'simulator: found speed {speed} and lead {lead_s} s, wanted above 0 and at least 0')
         self.scenario, self.port, self.speed, self.lead_s, self.host = scenario, port, float(speed), lead_s, host
         self.clock, self.task, self.doors = None, None, {}
-        about = {'scenario': scenario.name, 'seed': scenario.seed, 'start_ns': scenario.start_ns, 'end_ns': scenario.end_ns}
+        self.shift_ns = 0 if start_ns is None else start_ns - scenario.start_ns
+        self.first_ns, self.last_ns = scenario.start_ns + self.shift_ns, scenario.end_ns + self.shift_ns
+        about = {'scenario': scenario.name, 'seed': scenario.seed, 'start_ns': self.first_ns, 'end_ns': self.last_ns}
         for name in venues:
             listing, rows = scenario.listings[name], scenario.rows[name]
             engine = Engine(name, [listing], (fees_bps or {}).get(name, scenario.fees_bps[name]), (balances or {}).get(name) or scenario.balances[name])
-            shown = {listing.instrument: (rows['ts_venue_ns'].tolist(), whole(rows, listing))}
+            shown = {listing.instrument: ((rows['ts_venue_ns'] + self.shift_ns).tolist(), whole(rows, listing))}
             self.doors[name] = Door(VENUES[name](engine, shown, keys_of(keys, name), self.speed), about=about)
 
     @property
@@ -221,7 +224,7 @@ async def start(self:World)->dict: # what is where
     except BaseException:
         await self.stop()
         raise
-    self.clock = ScaledClock(self.scenario.start_ns - int(self.lead_s*self.speed*NS), self.speed)
+    self.clock = ScaledClock(self.first_ns - int(self.lead_s*self.speed*NS), self.speed)
     for door in self.doors.values(): door.clock = self.clock
     self.task = asyncio.ensure_future(self.run())
     return self.ready()
@@ -235,7 +238,8 @@ def ready(self:World)->dict:
         at = f'{self.host}:{port}'
         places[name] = {'rest': f'http://{at}', 'public_ws': f'ws://{at}', 'private_ws': f'ws://{at}', 'trade_ws': f'ws://{at}'}
     return {'scenario': s.name, 'description': s.description, 'seed': s.seed, 'instrument': s.instrument, 'venues': places, 'speed': self.speed,
-        'first': utc(s.start_ns), 'last': utc(s.end_ns), 'rows': sum(map(len, s.rows.values())), 'wall_seconds': round(self.lead_s + (s.end_ns - s.start_ns)/NS/self.speed, 1)}
+        'first': utc(self.first_ns), 'last': utc(self.last_ns), 'rows': sum(map(len, s.rows.values())),
+        'wall_seconds': round(self.lead_s + (self.last_ns - self.first_ns)/NS/self.speed, 1)}
 
 @patch
 async def run(self:World):
@@ -270,12 +274,13 @@ async def serve(
     *,
     hours:float=24.,           # how much of a scenario that is drawn
     fees_bps:dict|None=None,   # venue to maker, taker
+    start_ns:int|None=None,    # date the first row so; None: as it is
     on_ready=None,             # called once with what is where
     stop:asyncio.Event|None=None, # ends it; None: until cancelled
 ):
     "Serve simulated venues until stopped."
     if isinstance(scenario, str): scenario = load_scenario(scenario, seed=seed, **({'hours': hours} if scenario == 'stress' else {}))
-    world = World(venues, scenario, port, speed, keys, balances, lead_s, host, fees_bps)
+    world = World(venues, scenario, port, speed, keys, balances, lead_s, host, fees_bps, start_ns)
     ready = await world.start()
     try:
         if on_ready: on_ready(ready)

@@ -17,13 +17,13 @@ from numba.core.dispatcher import Dispatcher
 
 from .contract import (PROCEED, CANCEL, R_COOLDOWN, R_CURRENCY, R_DEPTH, R_FEE, R_INVALID, R_INVENTORY, R_LIMIT, R_MIN_EDGE,
                                      R_MIN_PROFIT, R_NONE, R_RATE, R_STALE)
-from .edge import ceil_to, common_lot, cross_size, floor_to, net_edge_bps, walk
+from .edge import ceil_to, common_lot, cross_size, floor_to, jit, net_edge_bps, walk
 from .risk import check, mark
 from ..feed.events import EMPTY, VALID
 from ..market import BUY, SELL, ConfigError
 
 # %% ../../nbs/decide/04_cross.ipynb #1f6ad7ad
-@njit(cache=True)
+@jit
 def touch(
     buy,          # row of BOOK where we would buy
     sell,         # row of BOOK where we would sell
@@ -44,7 +44,7 @@ def touch(
 # %% ../../nbs/decide/04_cross.ipynb #13b7854c
 M_TOKENS, M_REFILLED_NS, M_PAIRS = 0, 1, 8
 
-@njit(cache=True)
+@jit
 def tokens(
     memory,          # (64,) of the strategy
     now_ns,          # UTC
@@ -56,7 +56,7 @@ def tokens(
     waited_h = max(0., now_ns - memory[M_REFILLED_NS])/3.6e12
     return min(burst, memory[M_TOKENS] + waited_h*an_hour) if trades_per_hour > 0 else 0.
 
-@njit(cache=True)
+@jit
 def last_trade_ns(
     memory, # (64,)
     a, b,   # the two slots, in either order
@@ -67,7 +67,7 @@ def last_trade_ns(
         if memory[k] == key: return memory[k + 1]
     return 0.
 
-@njit(cache=True)
+@jit
 def commit(
     memory, # (64,); written
     now_ns, # UTC
@@ -88,11 +88,11 @@ def commit(
     memory[place], memory[place + 1] = key, now_ns
 
 # %% ../../nbs/decide/04_cross.ipynb #eb913eb9
-@njit(cache=True)
+@jit
 def _enough(qty, worst_px, spec): # may an order of this size be sent here?
     return qty > 0 and qty >= spec.min_qty*(1 - 1e-9) and qty*worst_px >= spec.min_notional*(1 - 1e-9)
 
-@njit(cache=True)
+@jit
 def propose(
     b, s,      # the slot to buy at, the slot to sell at
     board,     # (slots,) of BOOK
@@ -137,7 +137,7 @@ def propose(
     return 0
 
 # %% ../../nbs/decide/04_cross.ipynb #68d5032f
-@njit(cache=True)
+@jit
 def decide(
     now_ns,    # UTC
     board,     # (slots,) of BOOK
@@ -174,7 +174,7 @@ def decide(
     return n if n else -furthest
 
 # %% ../../nbs/decide/04_cross.ipynb #198ccb9a
-@njit(cache=True)
+@jit
 def step(
     now_ns,    # UTC
     rows, i,   # (n,) of BOOK, and which of them is new
@@ -200,7 +200,7 @@ def step(
     return n
 
 # %% ../../nbs/decide/04_cross.ipynb #b146d01d
-@njit(cache=True)
+@jit
 def lone_leg(
     buy_slot, sell_slot, # of the trade
     bought, sold,        # base filled so far on each side, hedges included

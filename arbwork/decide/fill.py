@@ -7,8 +7,8 @@ __all__ = ['PLACES', 'CONSUMED', 'IN_QUOTE', 'IN_RECEIVED', 'take', 'refresh', '
 
 # %% ../../nbs/decide/02_fill.ipynb #dbac26e4
 import numpy as np
-from numba import njit
 
+from .edge import jit
 from ..feed.events import BOOK, LEVELS, VALID
 from ..market import BUY, SELL
 
@@ -23,19 +23,19 @@ CONSUMED = np.dtype([
 ], align=True)
 
 # %% ../../nbs/decide/02_fill.ipynb #8238b09b
-@njit(cache=True)
+@jit
 def _note(c, d, px): # index of the note at this price, -1 when there is none
     for m in range(c.n[d]):
         if c.px[d, m] == px: return m
     return -1
 
-@njit(cache=True)
+@jit
 def _drop(c, d, m):
     last = c.n[d] - 1
     c.px[d, m], c.shown[d, m], c.taken[d, m] = c.px[d, last], c.shown[d, last], c.taken[d, last]
     c.n[d] = last
 
-@njit(cache=True)
+@jit
 def _write(c, d, px, shown, taken):
     m = _note(c, d, px)
     if m < 0:
@@ -51,7 +51,7 @@ def _write(c, d, px, shown, taken):
     c.taken[d, m] += taken
 
 # %% ../../nbs/decide/02_fill.ipynb #a80d3fe2
-@njit(cache=True)
+@jit
 def take(
     books,    # (n,) of BOOK
     i,        # the row that stands at the venue on arrival
@@ -81,7 +81,7 @@ def take(
     return filled, notional
 
 # %% ../../nbs/decide/02_fill.ipynb #4d9bb400
-@njit(cache=True)
+@jit
 def refresh(
     books,    # (n,) of BOOK
     i,        # the new row
@@ -106,7 +106,7 @@ def refresh(
             else: _drop(c, d, m)
 
 # %% ../../nbs/decide/02_fill.ipynb #47df8fb0
-@njit(cache=True)
+@jit
 def view(
     books,    # (n,) of BOOK
     i,        # the row as the venue recorded it
@@ -135,12 +135,12 @@ def view(
 # %% ../../nbs/decide/02_fill.ipynb #899cc32d
 IN_QUOTE, IN_RECEIVED = 0, 1
 
-@njit(cache=True)
+@jit
 def _held(specs, slot, side, qty, limit_px, params): # amount an order ties up
     if side == SELL: return qty
     return qty*limit_px*(1 + max(0., specs[slot].taker_bps*params[0].fee_mult)/1e4)
 
-@njit(cache=True)
+@jit
 def hold(
     inventory, # (venues, assets, 2) free and held
     specs,     # (slots,) of SPEC
@@ -153,7 +153,7 @@ def hold(
     inventory[v, a, 0] -= x
     inventory[v, a, 1] += x
 
-@njit(cache=True)
+@jit
 def unhold(
     inventory, # (venues, assets, 2) free and held
     specs,     # (slots,) of SPEC
@@ -166,7 +166,7 @@ def unhold(
     inventory[v, a, 0] += x
     inventory[v, a, 1] -= x
 
-@njit(cache=True)
+@jit
 def book(
     inventory, # (venues, assets, 2) free and held
     specs,     # (slots,) of SPEC

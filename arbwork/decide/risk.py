@@ -8,9 +8,9 @@ __all__ = ['ACTIVE', 'REDUCING', 'PAUSED', 'HALTED', 'RISK_STATES', 'BY_NOBODY',
 
 # %% ../../nbs/decide/03_risk.ipynb #e5d05433
 import numpy as np
-from numba import njit
 
 from .contract import R_LIMIT, R_RISK
+from .edge import jit
 from ..feed.events import VALID
 from ..market import BUY
 
@@ -35,7 +35,7 @@ def new_risk()->np.ndarray: # (1,) of RISK
     return np.zeros(1, RISK)
 
 # %% ../../nbs/decide/03_risk.ipynb #fe83a6f2
-@njit(cache=True)
+@jit
 def remark(
     board, # (slots,) of BOOK
     specs, # (slots,) of SPEC
@@ -53,7 +53,7 @@ def remark(
         if n: marks[a] = total/n
     marks[numeraire] = 1.
 
-@njit(cache=True)
+@jit
 def value(
     start,     # (venues, assets, 2) at the session's start
     inventory, # (venues, assets, 2) now
@@ -73,7 +73,7 @@ def value(
 # %% ../../nbs/decide/03_risk.ipynb #35a11693
 DAY_NS = 86_400_000_000_000
 
-@njit(cache=True)
+@jit
 def update(
     now_ns,   # UTC
     risk,     # (1,) of RISK; written
@@ -100,7 +100,7 @@ def update(
         if r.pnl_day < -p.max_loss_day: r.state, r.cause = HALTED, BY_LOSS
         elif r.drawdown > p.max_drawdown: r.state, r.cause = HALTED, BY_DRAWDOWN
 
-@njit(cache=True)
+@jit
 def mark(
     now_ns,    # UTC
     board,     # (slots,) of BOOK
@@ -122,7 +122,7 @@ def mark(
     pnl, exposure = value(start, inventory, marks, specs)
     update(now_ns, risk, pnl, held, exposure, params)
 
-@njit(cache=True)
+@jit
 def release(
     risk, # (1,) of RISK; written
 )->None:
@@ -133,7 +133,7 @@ def release(
     r.pnl_day = r.drawdown = 0.
 
 # %% ../../nbs/decide/03_risk.ipynb #a42fd652
-@njit(cache=True)
+@jit
 def check(
     now_ns,    # UTC
     out, n,    # (8,) of INTENT, and how many of them are meant

@@ -12,11 +12,11 @@ from collections import namedtuple
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from ..clock import NS, utc
 from ..decide.contract import INTENT, MAX_INTENTS, MAX_TRADES, MEMORY, OPEN_TRADE, REASONS, Params, Universe, params_array
 from ..decide.cross import STEPS, kernel_hash, lone_leg, rebind, step, step_of, touch
+from ..decide.edge import jit
 from ..decide.fill import CONSUMED, IN_QUOTE, IN_RECEIVED, book, hold, refresh, take, unhold, view
 from ..decide.risk import mark, new_risk
 from ..feed.events import BOOK, LEVELS, VALID
@@ -56,7 +56,7 @@ World = namedtuple('World', 'tape next_row latest specs start inventory board tr
 C_ORDERS, C_WAITS, C_FILLS, C_CLOSED, C_ID, C_DRAWS, C_FULL = range(7)
 ORDERS = 2*MAX_TRADES
 
-@njit(cache=True)
+@jit
 def _send(w, k, slot, side, qty, limit_px, now_ns, hedge): # put an order on its way
     for o in range(ORDERS):
         if w.orders[o].stage == 0: break
@@ -70,7 +70,7 @@ def _send(w, k, slot, side, qty, limit_px, now_ns, hedge): # put an order on its
     w.work[k].pending += 1
     w.count[C_ORDERS] += 1
 
-@njit(cache=True)
+@jit
 def _open(w, i, now_ns): # both legs of the trade in `w.out`, at once
     for k in range(MAX_TRADES):
         if w.trades[k].id == 0: break
@@ -86,7 +86,7 @@ def _open(w, i, now_ns): # both legs of the trade in `w.out`, at once
     _send(w, k, sell.slot, SELL, sell.qty, sell.limit_px, now_ns, 0)
 
 # %% ../../nbs/research/00_backtest.ipynb #9fa68511
-@njit(cache=True)
+@jit
 def _arrive(w, o): # the order is at the venue
     x = w.orders[o]
     s, c = x.slot, w.consumed[x.slot]
@@ -103,7 +103,7 @@ def _arrive(w, o): # the order is at the venue
     x.at_ns += x.latency_ns
 
 # %% ../../nbs/research/00_backtest.ipynb #e3ddd1ab
-@njit(cache=True)
+@jit
 def _close(w, k, now_ns): # nothing more to do for this trade
     x = w.work[k]
     if x.waits: w.count[C_WAITS] -= 1
@@ -114,7 +114,7 @@ def _close(w, k, now_ns): # nothing more to do for this trade
     w.count[C_CLOSED] += 1
     x.id = w.trades[k].id = 0
 
-@njit(cache=True)
+@jit
 def _mend(w, k, now_ns, at_once): # whole, hedged, waiting, or given up
     x = w.work[k]
     n = lone_leg(x.buy_slot, x.sell_slot, x.bought, x.sold, x.buy_px, x.sell_px, w.specs, w.params, w.out)
@@ -129,7 +129,7 @@ def _mend(w, k, now_ns, at_once): # whole, hedged, waiting, or given up
         x.waits = w.out[0].slot + 1
         w.count[C_WAITS] += 1
 
-@njit(cache=True)
+@jit
 def _known(w, o): # the answer to an order is here
     x = w.orders[o]
     k, s, now_ns, f = x.trade, x.slot, x.at_ns, w.count[C_FILLS]
@@ -163,7 +163,7 @@ def _known(w, o): # the answer to an order is here
     if t.pending == 0: _mend(w, k, now_ns, x.hedge == 0 or x.filled > 0)
 
 # %% ../../nbs/research/00_backtest.ipynb #1eb66951
-@njit(cache=True)
+@jit
 def _settle(w, until_ns): # let arrive what is due
     while w.count[C_ORDERS] or w.count[C_WAITS]:
         due, what, which = until_ns + 1, 0, -1
@@ -182,14 +182,14 @@ def _settle(w, until_ns): # let arrive what is due
 # %% ../../nbs/research/00_backtest.ipynb #a325cf06
 END_NS = 4_000_000_000_000_000_000
 
-@njit(cache=True)
+@jit
 def _quiet(w): # may rows be passed over?
     if w.count[C_ORDERS] or w.count[C_WAITS]: return False
     for s in range(w.specs.shape[0]):
         if w.dirty[s] or w.consumed[s].n[0] or w.consumed[s].n[1]: return False
     return True
 
-@njit(cache=True)
+@jit
 def _pass_over(w, i, j): # bring the board to what it is before row j
     for s in range(w.specs.shape[0]):
         r = w.latest[j - 1, s]
@@ -198,7 +198,7 @@ def _pass_over(w, i, j): # bring the board to what it is before row j
             w.received[s] = r
             w.standing[s] = max(w.standing[s], r)
 
-@njit(cache=True)
+@jit
 def _receive(w, i, now_ns): # row i is read: what stands at the venue, what we see, hedges that waited
     s = w.tape[i].slot
     c = w.consumed[s]
@@ -215,7 +215,7 @@ def _receive(w, i, now_ns): # row i is read: what stands at the venue, what we s
     return eaten
 
 # %% ../../nbs/research/00_backtest.ipynb #88bf65c8
-@njit(cache=True)
+@jit
 def _bucket(w, b, ends_ns, equity, marks, last): # close bucket b
     _settle(w, END_NS if last else ends_ns[b])
     mark(ends_ns[b], w.board, w.specs, w.start, w.inventory, w.marks, w.params, w.risk)
@@ -225,7 +225,7 @@ def _bucket(w, b, ends_ns, equity, marks, last): # close bucket b
     return b + 1
 
 # %% ../../nbs/research/00_backtest.ipynb #29288ef7
-@njit(cache=True)
+@jit
 def _run(
     w,         # the world
     visits,    # sorted rows that must be looked at
@@ -266,7 +266,7 @@ class Tape:
     latest:np.ndarray    # (n, slots) latest row of each slot, -1 for none yet
     ends_ns:np.ndarray   # (buckets,) UTC
 
-@njit(cache=True)
+@jit
 def _index(rows, next_row, latest, slots): # fills next_row and latest
     for s in range(slots):
         for i in range(rows.shape[0]): latest[i, s] = -1
@@ -278,7 +278,7 @@ def _index(rows, next_row, latest, slots): # fills next_row and latest
         next_row[i] = -1
         latest[i, s] = i
 
-@njit(cache=True)
+@jit
 def _unsound(rows, slots): # first row that cannot be right, -1 when all can
     for i in range(rows.shape[0]):
         r = rows[i]
@@ -313,7 +313,7 @@ def prepare(
     return Tape(tape, specs, next_row, latest, ends)
 
 # %% ../../nbs/research/00_backtest.ipynb #e6dd57e6
-@njit(cache=True)
+@jit
 def classes(
     rows,     # (n,) of BOOK
     latest,   # (n, slots)

@@ -259,11 +259,9 @@ async def collect(
             for t in tasks: t.cancel()
             stopping.set()
             await asyncio.gather(*tasks, recording, return_exceptions=True)
-        if recording.exception(): fatal.append(recording.exception())
+            if recording.exception(): fatal.append(recording.exception())
+            if not fatal: await asyncio.to_thread(_record_the_rest, held, recorder)
         if fatal: raise fatal[0]
-        await asyncio.to_thread(held.journal.flush)
-        await asyncio.to_thread(recorder.drain)
-        await asyncio.to_thread(held.ticks.compact)
         report = _report(workers, recorder, began, clock.now_ns())
         wrong = [w.error for w in workers if w.error]
         if wrong and not report['rows']: raise wrong[0]
@@ -274,6 +272,12 @@ async def collect(
             if not fatal: raise
 
 # %% ../../nbs/store/03_collect.ipynb #a921cff7
+def _record_the_rest(held:_Open, recorder:Recorder):
+    "What waits goes to the journal, what is in the journal goes to the tick store."
+    held.journal.flush()
+    recorder.drain()
+    held.ticks.compact()
+
 async def _until_over(held, workers, tasks, recording, recorder, fatal, began, clock, until_ns, on_progress, stop_event):
     "Return when there is a reason to stop; tell how it goes meanwhile."
     said = hour = time.monotonic()

@@ -116,7 +116,7 @@ def library(self:Ticks):
 
 @patch
 def _refusal(self:Ticks, verb:str, e:Exception)->DataError:
-    if 'lmdb' in str(e) and verb == 'written': self._store.keep_open()
+    if 'lmdb::runtime_error' in str(e) and verb == 'written': self._store.keep_open()
     return DataError(f'tick store {self.uri}: cannot be {verb}: {str(e).splitlines()[0] if str(e) else e!r}; what was written before is safe')
 
 @patch

@@ -11,7 +11,7 @@ from decimal import ROUND_FLOOR, Decimal
 import msgspec
 import numpy as np
 
-from ..feed.events import BOOK, Balance, Fill
+from ..feed.events import BOOK, LEVELS, Balance, Fill
 from ..market import BUY, SELL, ConfigError, Listing
 
 # %% ../../nbs/sim/00_engine.ipynb #4455a51f
@@ -47,15 +47,18 @@ class BookSide:
 
     def renew(self, outer:dict[int, int]):
         "Take the next outer state; what was taken stays taken where it says nothing new."
-        if self.taken: self.taken = {p: q for p, q in self.taken.items() if outer.get(p) == self.outer.get(p)}
+        if self.taken:
+            last = next(reversed(outer)) if len(outer) >= LEVELS else None
+            self.taken = {p: was for p, was in self.taken.items()
+                          if outer.get(p) == was[0] or (last is not None and p not in outer and self.side*(p - last) < 0)}
         self.outer = outer
 
     def free(self)->list[tuple[int, int]]: # ticks, units; best first
         "What a taker may still take of the outer book."
         if not self.taken: return list(self.outer.items())
-        return [(p, q - self.taken.get(p, 0)) for p, q in self.outer.items() if q > self.taken.get(p, 0)]
+        return [(p, left) for p, q in self.outer.items() if (left := q - self.taken.get(p, (0, 0))[1]) > 0]
 
-    def take(self, px:int, qty:int): self.taken[px] = self.taken.get(px, 0) + qty
+    def take(self, px:int, qty:int): self.taken[px] = self.outer[px], self.taken.get(px, (0, 0))[1] + qty
 
     def visible(self)->dict[int, int]: # ticks to units
         "What the venue publishes."

@@ -293,6 +293,7 @@ class Workbench:
         self.controls, self.trail, self.chart = Controls(), Trail(), edge_chart()
         self.last = Seen()
         self.head, self.cards, self.note = w.HTML(head({})), w.HTML(cards({})), w.HTML()
+        self.note.add_class('arb-note')
         self.edges, self.trades, self.reasons, self.report = (w.HTML() for _ in range(4))
         self.apply = _button('Apply', 'primary', 'Send what you moved to the running session', 'check')
         self.reset = _button('Take back', '', 'Back to what holds now', 'undo')

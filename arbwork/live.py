@@ -172,7 +172,8 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     known = set(desk.universe.assets)
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, manifest.params, desk.universe,
                         {v: {a: x for a, x in have.items() if a in known} for v, have in inventory.items()}, now_ns, seed, manifest.id, manifest.kernel_hash,
-                        {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day)
+                        {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day,
+                        max([5., *(link.codec.recv_window_ms/1e3 for link in desk.links.values() if isinstance(link, TradeLink))]))
 
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."

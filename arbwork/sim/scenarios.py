@@ -230,6 +230,7 @@ def read_books(
     for name, values in ladder.items():
         bad = ~(np.isfinite(values) & (values > 0)).all(axis=1)
         if bad.any(): raise DataError(f'{path.name}: {name} of row {int(np.argmax(bad))} has {values[np.argmax(bad)]}, wanted numbers above 0')
+    for name in ('bid_qty', 'ask_qty'): ladder[name] = np.round(ladder[name], 8)
     if (np.diff(ts_ns) <= 0).any(): raise DataError(f'{path.name}: time does not increase at row {int(np.argmax(np.diff(ts_ns) <= 0)) + 1}')
     crossed = ladder['bid_px'][:, 0] >= ladder['ask_px'][:, 0]
     if crossed.any(): raise DataError(f'{path.name}: crossed book at row {int(np.argmax(crossed))}')

@@ -194,7 +194,7 @@ class SqliteJournal:
         path:Path|str, # of the file, created when missing
     ):
         self.path, self.where = Path(path).absolute(), f'journal {Path(path).absolute()}'
-        self._pending, self._mutex, self._kick = deque(), threading.Lock(), threading.Lock()
+        self._pending, self._mutex, self._reading, self._kick = deque(), threading.Lock(), threading.Lock(), threading.Lock()
         self._kick.acquire()
         self._idle = self._urgent = self._closing = self._full = False
         self._failed, self._written = '', 0
@@ -375,7 +375,7 @@ def _write_forever(self:SqliteJournal):
 def _select(self:SqliteJournal, sql:str, args=())->list:
     "Rows of a query; what SQLite objects to is a `DataError`."
     try:
-        with self._mutex: return self._reader.execute(sql, args).fetchall()
+        with self._reading: return self._reader.execute(sql, args).fetchall()
     except sqlite3.Error as e: raise DataError(f'{self.where}: cannot be read: {e}') from e
 
 FIELDS = 'select offset, stream, kind, key, ts_ns, body from entry where stream = ?'
@@ -457,7 +457,7 @@ def close(self:SqliteJournal)->None:
     atexit.unregister(self.close)
     self._poke()
     self._thread.join()
-    with self._mutex:
+    with self._reading:
         for db in (self._db, self._reader): db.close()
     if self._failed: raise DataError(self._failed)
 

@@ -29,7 +29,7 @@ def run(coroutine, seconds=10):
 
 async def until(true, seconds=4):
     async with asyncio.timeout(seconds):
-        while not true(): await asyncio.sleep(0.005)
+        while not true(): await asyncio.sleep(0.005)  # noqa: ASYNC110
 
 
 class Venue:
@@ -141,7 +141,7 @@ def test_a_lost_connection_invalidates_and_comes_back():
     async def main():
         async with BybitVenue().open() as venue, feeding(Bybit(), venue) as (feed, rows, problems):
             for n in (1, 2):
-                await until(lambda: states(rows)[-1:] == [VALID] and venue.connections == n)
+                await until(lambda n=n: states(rows)[-1:] == [VALID] and venue.connections == n)
                 await venue.sockets[0].close(1012, 'service restart')
                 await until(lambda: states(rows)[-1] == INVALID)
             assert [k for k, _ in problems] == ['lost', 'lost'] and 'service restart' in problems[0][1]

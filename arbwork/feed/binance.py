@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from .codec import Codec, Keys, Request, hmac_hex, number, plain, refused, step
+from .codec import Codec, Keys, Request, hmac_hex, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, DataError, Listing, VenueError
 
@@ -42,7 +42,7 @@ _depth, _ticker, _trade, _other, _snapshot = map(_decoder, (_DepthFrame, _Ticker
 class Binance(Codec):
     "The wire of Binance spot."
     venue = 'binance'
-    cut_at = 1_000
+    cut_at, joins_by_rest = 1_000, True
     kinds = {'book': '@depth@100ms', 'quote': '@bookTicker', 'trade': '@trade'}
 
     def public_path(self, instruments:list[str])->str: return '/stream'
@@ -245,7 +245,7 @@ def order_reply(self:Binance, status:int, body:bytes, instrument:str='', client_
     try: return self._update(self._read('order', _order, status, body))
     except VenueError as e:
         if e.code != 'unknown_order': raise
-        return OrderUpdate(client_id, '', instrument, 0, 'unknown_order', Decimal(0), Decimal(0), 0, e.code, str(e))
+        return unknown_order(instrument, client_id, str(e))
 @patch
 def history_request(self:Binance, instrument:str, client_id:str, now_ns:int)->Request|None: return None # `order` knows closed orders too
 
@@ -349,7 +349,8 @@ def _event(self:Binance, raw)->list:
         u = self.remember(OrderUpdate(r.c if r.C in ('', 'null', None) else r.C, str(r.i), self.instrument(r.s), _SIDE[r.S], _STATUS[r.X],
             number(r.q), number(r.z), r.T*MS, 'other' if r.X == 'REJECTED' else '', '' if r.r == 'NONE' else r.r))
         if r.x != 'TRADE': return [u]
-        return [Fill(u.client_id, u.venue_id, str(r.t), u.instrument, u.side, number(r.L), number(r.l), number(r.n), r.N or '', r.m, u.ts_venue_ns), u]
+        return [Fill(u.client_id, u.venue_id, str(r.t), u.instrument, u.side, number(r.L), number(r.l), number(r.n), r.N or '', r.m,
+                     u.ts_venue_ns), u]
     if kind == 'outboundAccountPosition': return [Balance(b.a, number(b.f), number(b.l)) for b in _position.decode(raw).B]
     return [Notice('shutdown' if kind in ('serverShutdown', 'eventStreamTerminated') else 'other', kind)]
 
@@ -365,7 +366,7 @@ def _answer(self:Binance, f:_Reply)->list:
         words = f'{e.code} {e.msg}'
         if isinstance(asked, NewOrder): return [refused(asked, code, words, request_id)]
         if asked and code == 'unknown_order':
-            return [OrderUpdate(asked[1], '', asked[0], 0, 'unknown_order', Decimal(0), Decimal(0), 0, code, words), Notice('other', words, request_id)]
+            return [unknown_order(*asked, words), Notice('other', words, request_id)]
         return [Notice('error', words, request_id, code)]
     if request_id == 'login': return [Notice('login', '', request_id)]
     if asked is None: return [Notice('other', '', request_id)]

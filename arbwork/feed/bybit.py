@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from .codec import Codec, Keys, Request, hmac_hex, number, plain, refused, step
+from .codec import Codec, Keys, Request, hmac_hex, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, DataError, Listing, VenueError
 
@@ -30,6 +30,7 @@ def _decoder(kind): return msgspec.json.Decoder(kind, strict=False)
 _book, _trade, _other = map(_decoder, (_BookFrame, _TradeFrame, _Other))
 _SIDE = {'Buy': BUY, 'Sell': SELL}
 
+# %% ../../nbs/feed/03_bybit.ipynb #0d95f4b1
 class Bybit(Codec):
     "The wire of Bybit v5 spot."
     venue = 'bybit'
@@ -104,14 +105,14 @@ def snapshot_reply(self:Bybit, instrument:str, status:int, body:bytes)->BookUpda
     raise DataError(f'bybit {instrument}: snapshots come by socket, found a REST reply')
 
 # %% ../../nbs/feed/03_bybit.ipynb #e0a50781
-_CODES = {10002: 'clock', 10003: 'permission', 10004: 'signature', 10005: 'permission', 10006: 'rate', 10007: 'permission', 10008: 'banned',
-    10009: 'banned', 10010: 'permission', 10018: 'rate', 10024: 'permission', 10027: 'banned', 10028: 'permission', 10429: 'rate', 20003: 'rate',
-    10000: 'unknown_outcome', 10016: 'unknown_outcome', 10019: 'venue_down', 10014: 'duplicate_id', 20006: 'duplicate_id', 33004: 'permission',
-    170001: 'unknown_outcome', 170007: 'unknown_outcome', 170032: 'unknown_outcome', 170146: 'unknown_outcome', 170147: 'unknown_outcome',
-    170033: 'insufficient_funds', 170131: 'insufficient_funds', 170133: 'below_minimum', 170134: 'tick_or_lot', 170136: 'below_minimum',
-    170137: 'tick_or_lot', 170148: 'tick_or_lot', 170139: 'unknown_order', 170140: 'below_minimum', 170141: 'duplicate_id', 110072: 'duplicate_id',
-    170142: 'unknown_order', 170143: 'unknown_order', 170190: 'unknown_order', 170213: 'unknown_order', 110001: 'unknown_order', 170218: 'would_cross',
-    170005: 'rate', 170222: 'rate', 170201: 'permission'}
+_MEANING = {
+    'clock': (10002,), 'signature': (10004,), 'permission': (10003, 10005, 10007, 10010, 10024, 10028, 33004, 170201),
+    'rate': (10006, 10018, 10429, 20003, 170005, 170222), 'banned': (10008, 10009, 10027), 'venue_down': (10019,),
+    'unknown_outcome': (10000, 10016, 170001, 170007, 170032, 170146, 170147),
+    'duplicate_id': (10014, 20006, 170141, 110072), 'unknown_order': (170139, 170142, 170143, 170190, 170213, 110001),
+    'insufficient_funds': (170033, 170131), 'below_minimum': (170133, 170136, 170140), 'tick_or_lot': (170134, 170137, 170148),
+    'would_cross': (170218,)}
+_CODES = {number: name for name, numbers in _MEANING.items() for number in numbers}
 
 def error_code(
     code:int, # Bybit's number
@@ -172,7 +173,8 @@ def listings_reply(self:Bybit, status:int, body:bytes)->dict[str, Listing]:
     for s in self._read('instruments-info', _symbols, status, body).result.list:
         if s.status != 'Trading': continue
         name, lots = f'{s.baseCoin}-{s.quoteCoin}', s.lotSizeFilter
-        found[name] = Listing('bybit', name, s.symbol, step(s.priceFilter.tickSize), step(lots.basePrecision), step(lots.minOrderQty), step(lots.minOrderAmt))
+        found[name] = Listing('bybit', name, s.symbol, step(s.priceFilter.tickSize), step(lots.basePrecision), step(lots.minOrderQty),
+                              step(lots.minOrderAmt))
         self.listings[name], self._instruments[s.symbol] = found[name], name
     return found
 
@@ -229,19 +231,21 @@ def _order_query(self:Bybit, path:str, instrument:str, client_id:str, now_ns:int
     return self._signed('GET', path, {'category': 'spot', 'symbol': self.symbol(instrument), 'orderLinkId': client_id}, now_ns)
 
 @patch
-def order_request(self:Bybit, instrument:str, client_id:str, now_ns:int)->Request: return self._order_query('/v5/order/realtime', instrument, client_id, now_ns)
+def order_request(self:Bybit, instrument:str, client_id:str, now_ns:int)->Request:
+    return self._order_query('/v5/order/realtime', instrument, client_id, now_ns)
 @patch
-def history_request(self:Bybit, instrument:str, client_id:str, now_ns:int)->Request|None: return self._order_query('/v5/order/history', instrument, client_id, now_ns)
+def history_request(self:Bybit, instrument:str, client_id:str, now_ns:int)->Request|None:
+    return self._order_query('/v5/order/history', instrument, client_id, now_ns)
 @patch
 def order_reply(self:Bybit, status:int, body:bytes, instrument:str='', client_id:str='')->OrderUpdate:
     "The order as it is; status `unknown_order` where this list has none of that id."
-    unknown = OrderUpdate(client_id, '', instrument, 0, 'unknown_order', Decimal(0), Decimal(0), 0, 'unknown_order')
     try: found = self._read('order', _orders, status, body).result.list
     except VenueError as e:
         if e.code != 'unknown_order': raise
-        return unknown
-    return self._update(found[0]) if found else unknown
+        return unknown_order(instrument, client_id, str(e))
+    return self._update(found[0]) if found else unknown_order(instrument, client_id)
 
+# %% ../../nbs/feed/03_bybit.ipynb #fa54a66d
 @patch
 def open_orders_request(self:Bybit, now_ns:int, instrument:str='', cursor:str='')->Request:
     p = {'category': 'spot', 'limit': 50, **({'symbol': self.symbol(instrument)} if instrument else {}), **({'cursor': cursor} if cursor else {})}
@@ -303,7 +307,7 @@ def cancel_reply(self:Bybit, status:int, body:bytes, instrument:str='', client_i
     try: r = self._read('cancel', _placed, status, body)
     except VenueError as e:
         if e.code != 'unknown_order': raise
-        return OrderUpdate(client_id, '', instrument, 0, 'unknown_order', Decimal(0), Decimal(0), 0, e.code, str(e))
+        return unknown_order(instrument, client_id, str(e))
     return OrderUpdate(r.result.orderLinkId, r.result.orderId, instrument, 0, 'acked', Decimal(0), Decimal(0), r.time*MS)
 
 @patch
@@ -325,7 +329,8 @@ def cancel(self:Bybit, instrument:str, client_id:str, request_id:str, now_ns:int
 @patch
 def _auth(self:Bybit, now_ns:int)->bytes:
     keys, expires = self.signer(), now_ns//MS + self.recv_window_ms
-    return msgspec.json.encode({'reqId': 'login', 'req_id': 'login', 'op': 'auth', 'args': [keys.key, expires, hmac_hex(keys.secret, f'GET/realtime{expires}')]})
+    sign = hmac_hex(keys.secret, f'GET/realtime{expires}')
+    return msgspec.json.encode({'reqId': 'login', 'req_id': 'login', 'op': 'auth', 'args': [keys.key, expires, sign]})
 @patch
 def login(self:Bybit, now_ns:int)->list[bytes]:
     "Frames that open the private socket; send each when the one before is answered."
@@ -372,7 +377,7 @@ def _answer(self:Bybit, f:_Reply)->list:
         words = f'{f.retCode or ""} {words}'.strip()
         if isinstance(asked, NewOrder): return [refused(asked, code, words, request_id)]
         if asked and code == 'unknown_order':
-            return [OrderUpdate(asked[1], '', asked[0], 0, 'unknown_order', Decimal(0), Decimal(0), 0, code, words), Notice('other', words, request_id)]
+            return [unknown_order(*asked, words), Notice('other', words, request_id)]
         return [Notice('error', words, request_id, code)]
     if isinstance(asked, NewOrder):
         d = _placed_data.decode(f.data)

@@ -129,6 +129,7 @@ class Silent(TimeoutError):
 class Deaf(Exception):
     "Whoever takes the rows or events has failed, for the reason that is this error's cause."
 
+# %% ../../nbs/feed/06_wire.ipynb #c5062b3c
 class MarketFeed:
     "Keeps the books of one venue right and hands on a row of `BOOK` for each change."
     def __init__(self,
@@ -138,7 +139,7 @@ class MarketFeed:
         clock,                   # for `ts_recv_ns`
         on_row,                  # called with one row of `BOOK`, memory of its own
         on_event=None,           # called with Quote and Trade; without it they are not subscribed to
-        on_problem=None,         # called with (kind, detail): 'gap', 'walked', 'crossed', 'data', 'frame', 'lost', 'silent', 'error', 'shutdown', 'snapshot'
+        on_problem=None,         # called with (kind, detail), the kinds as below
         rng=None,                # random.Random with a seed, for the jitter of waits
         connect=websockets.connect,
         *,
@@ -160,30 +161,34 @@ class MarketFeed:
         self._mended_at, self._tries = dict.fromkeys(self.slots, -1e9), dict.fromkeys(self.slots, 0)
         self._counts = dict(rows=0, frames=0, resyncs=0, renewals=0, reconnects=0, problems=0)
 
-    @property
-    def stats(self)->dict[str, int]:
-        "What happened so far: rows, frames, gaps, duplicates, resyncs, renewals, reconnects, problems."
-        books = self.books.values()
-        return {**self._counts, 'gaps': sum(b.gaps for b in books), 'duplicates': sum(b.duplicates for b in books)}
-
-    def _problem(self, kind:str, detail:str):
-        self._counts['problems'] += 1
-        self.on_problem(kind, detail)
-
-    def _hand_on(self, book:Book, now_ns:int):
-        self._counts['rows'] += 1
-        if book.state == VALID and not self._valid[book.instrument].is_set():
-            self._valid[book.instrument].set()
-            self._mended_at[book.instrument] = asyncio.get_running_loop().time()
-        self._tell(self.on_row, np.frombuffer(book.packed(self.slots[book.instrument], now_ns), BOOK)[0])
-
-    def _tell(self, listener, what):
-        try: listener(what)
-        except Exception as e: raise Deaf from e
-
-# %% ../../nbs/feed/06_wire.ipynb #130e8e7e
+# %% ../../nbs/feed/06_wire.ipynb #a6b56e5f
 from fastcore.basics import patch
 
+@patch(as_prop=True)
+def stats(self:MarketFeed)->dict[str, int]:
+    "What happened so far: rows, frames, gaps, duplicates, resyncs, renewals, reconnects, problems."
+    books = self.books.values()
+    return {**self._counts, 'gaps': sum(b.gaps for b in books), 'duplicates': sum(b.duplicates for b in books)}
+
+@patch
+def _problem(self:MarketFeed, kind:str, detail:str):
+    self._counts['problems'] += 1
+    self.on_problem(kind, detail)
+
+@patch
+def _hand_on(self:MarketFeed, book:Book, now_ns:int):
+    self._counts['rows'] += 1
+    if book.state == VALID and not self._valid[book.instrument].is_set():
+        self._valid[book.instrument].set()
+        self._mended_at[book.instrument] = asyncio.get_running_loop().time()
+    self._tell(self.on_row, np.frombuffer(book.packed(self.slots[book.instrument], now_ns), BOOK)[0])
+
+@patch
+def _tell(self:MarketFeed, listener, what):
+    try: listener(what)
+    except Exception as e: raise Deaf from e
+
+# %% ../../nbs/feed/06_wire.ipynb #130e8e7e
 @patch
 def frame(self:MarketFeed,
     raw:bytes,  # one frame of the public socket
@@ -208,7 +213,7 @@ def _book(self:MarketFeed, u:BookUpdate, now_ns:int):
     book = self.books.get(u.instrument)
     if book is None: return
     before, passed_over = book.state, book.duplicates + book.early
-    if (before != VALID or book in self._thin) and not u.snapshot and self.codec.cut_at: self._waiting[u.instrument].append(u)
+    if (before != VALID or book in self._thin) and not u.snapshot and self.codec.joins_by_rest: self._waiting[u.instrument].append(u)
     if before in (EMPTY, INVALID) and not u.snapshot: return
     try: state = book.apply(u)
     except DataError as e:
@@ -264,6 +269,7 @@ async def _mend_until_valid(self:MarketFeed, book:Book, first:bool):
         except websockets.ConnectionClosed: return
         first = False
 
+# %% ../../nbs/feed/06_wire.ipynb #ba10ba4d
 @patch
 async def _join(self:MarketFeed, book:Book, request:Request)->bool: # whether it may be worth waiting for
     "One attempt to join a snapshot by REST with the differences that wait."
@@ -355,11 +361,15 @@ async def _connection(self:MarketFeed):
         try:
             for raw in self.codec.subscribe(names, self.kinds): await ws.send(raw, text=True)
             for book in self.books.values(): self._mend(book, first=True)
-            while True:
-                try:
-                    async with asyncio.timeout(self.silence_s): raw = await ws.recv(decode=False)
-                except TimeoutError as e: raise Silent(f'no frame for {self.silence_s} s') from e
-                frame(raw, now_ns())
+            async with asyncio.timeout(self.silence_s) as limit:
+                time, due = asyncio.get_running_loop().time, 0.
+                while True:
+                    raw = await ws.recv(decode=False)
+                    frame(raw, now_ns())
+                    if time() > due: # putting the limit off costs more than looking at the time
+                        limit.reschedule(time() + self.silence_s)
+                        due = time() + self.silence_s/8
+        except TimeoutError as e: raise Silent(f'no frame for {self.silence_s} s') from e
         finally:
             self._ws = None
             if beat: beat.cancel()
@@ -379,6 +389,7 @@ class Channel:
     def __init__(self, address:str, login):
         self.address, self.login, self.ws, self.connections = address, login, None, 0
 
+# %% ../../nbs/feed/06_wire.ipynb #e0eb2aa5
 class TradeLink:
     "Orders, balances and fills of one account at one venue."
     def __init__(self,
@@ -398,7 +409,8 @@ class TradeLink:
         codec.signer()
         codec.recv_window_ms = int(min(60_000, max(5_000, 5_000/clock.wall_seconds(1.))))
         self.codec, self.addresses, self.clock, self.on_event = codec, addresses, clock, on_event
-        self.on_problem, self.rng, self.connect, self.timeout_s = on_problem or (lambda kind, detail: None), rng or random.Random(0), connect, timeout_s
+        self.on_problem, self.rng = on_problem or (lambda kind, detail: None), rng or random.Random(0)
+        self.connect, self.timeout_s = connect, timeout_s
         self._own_http = http is None
         self.http = http or Http(addresses.rest, timeout_s)
         self.offset_ns, self._count, self._tasks, self._failure = 0, 0, [], None
@@ -408,16 +420,17 @@ class TradeLink:
         trade = addresses.trade_ws + codec.trade_path()
         self.trade = self.private if trade == self.private.address else Channel(trade, codec.trade_login)
 
-    def venue_ns(self)->int:
-        "The venue's time as well as we know it, never ahead of it."
-        return self.clock.now_ns() + self.offset_ns
-
-    @property
-    def live(self)->bool:
-        "Whether both sockets are open and logged in."
-        return self.private.ws is not None and self.trade.ws is not None
-
 # %% ../../nbs/feed/06_wire.ipynb #2be9d814
+@patch
+def venue_ns(self:TradeLink)->int:
+    "The venue's time as well as we know it, never ahead of it."
+    return self.clock.now_ns() + self.offset_ns
+
+@patch(as_prop=True)
+def live(self:TradeLink)->bool:
+    "Whether both sockets are open and logged in."
+    return self.private.ws is not None and self.trade.ws is not None
+
 @patch
 async def start(self:TradeLink):
     "Connect and log in; `VenueError` when the venue cannot be reached or refuses the keys."
@@ -430,8 +443,8 @@ async def start(self:TradeLink):
             async with asyncio.timeout(2*self.timeout_s): await started
         except BaseException as e:
             await self.close()
-            if isinstance(e, TimeoutError): raise VenueError(f'{self.codec.venue} {channel.address}: no login after {2*self.timeout_s} s', 'venue_down') from e
-            raise
+            if not isinstance(e, TimeoutError): raise
+            raise VenueError(f'{self.codec.venue} {channel.address}: no login after {2*self.timeout_s} s', 'venue_down') from e
 
 @patch
 async def sync_clock(self:TradeLink):
@@ -452,13 +465,14 @@ async def close(self:TradeLink):
 @patch
 async def _keep(self:TradeLink, channel:Channel, started):
     "Hold one socket open until the link is closed."
-    attempt = 0
+    attempt, time = 0, asyncio.get_running_loop().time
     while True:
+        began = time()
         try: await self._session(channel, started)
         except (websockets.WebSocketException, OSError, TimeoutError, VenueError, Unreadable) as e:
             if not started.done(): return started.set_exception(e if isinstance(e, VenueError) else
                 VenueError(f'{self.codec.venue} {channel.address}: {type(e).__name__} {e}', 'venue_down'))
-            attempt = 0 if channel.ws is not None else attempt + 1
+            attempt = 0 if time() - began > 10 else attempt + 1
             self.on_problem('frame' if isinstance(e, Unreadable) else 'lost', f'{self.codec.venue} {channel.address}: {type(e).__name__} {e}')
         except Deaf as e:
             self._failure = e.__cause__ # what cannot be recorded must not be traded: no further order may leave
@@ -468,7 +482,7 @@ async def _keep(self:TradeLink, channel:Channel, started):
         finally:
             channel.ws = None
             self._give_up(channel)
-        await asyncio.sleep(backoff_s(attempt, self.rng, 0.1))
+        await asyncio.sleep(backoff_s(max(0, attempt - 1), self.rng, 0.1))
 
 @patch
 def _give_up(self:TradeLink, channel:Channel):
@@ -478,6 +492,7 @@ def _give_up(self:TradeLink, channel:Channel):
         for name, future in waiting.items():
             if not future.done(): future.set_exception(VenueError(f'{self.codec.venue} {name}: connection lost before an answer', 'unknown_outcome'))
 
+# %% ../../nbs/feed/06_wire.ipynb #57ec4d72
 @patch
 async def _session(self:TradeLink, channel:Channel, started):
     "One connection: log in, then read until it ends."
@@ -533,6 +548,7 @@ def _remember(self:TradeLink, where:dict, name, value):
     where[name] = value
     if len(where) > 100_000: where.pop(next(iter(where)))
 
+# %% ../../nbs/feed/06_wire.ipynb #625df827
 @patch
 def _order(self:TradeLink, u:OrderUpdate):
     final, end = u.status in FINAL, (u.status, u.filled_qty)

@@ -11,9 +11,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from .codec import Codec, Keys, Request, hmac_hex, number, plain, refused, step, unknown_order
+from .codec import Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
-from ..market import BUY, SELL, DataError, Listing, VenueError
+from ..market import BUY, SELL, Listing, VenueError
 
 # %% ../../nbs/feed/02_binance.ipynb #25b4069c
 MS = 1_000_000

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from .codec import Codec, Keys, Request, hmac_hex, number, plain, refused, step, unknown_order
+from .codec import Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, DataError, Listing, VenueError
 

@@ -12,8 +12,8 @@ from decimal import Decimal
 
 import msgspec
 
-from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate
-from ..market import ConfigError, DataError, Listing, VenueError, decimal
+from .events import NewOrder, Notice, OrderUpdate
+from ..market import ConfigError, DataError, Listing, decimal
 
 # %% ../../nbs/feed/01_codec.ipynb #bd8a6674
 class Keys(msgspec.Struct, frozen=True):

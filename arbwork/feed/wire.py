@@ -15,13 +15,12 @@ import msgspec
 import numpy as np
 import websockets
 
-from ..clock import NS
 from .binance import Binance
 from .book import Book
 from .bybit import Bybit
 from .codec import Codec, Keys, Request
 from .events import BOOK, CROSSED, EMPTY, INVALID, VALID, Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate
-from ..market import ArbworkError, ConfigError, DataError, Listing, VenueError
+from ..market import ConfigError, DataError, Listing, VenueError
 
 # %% ../../nbs/feed/06_wire.ipynb #2fc66a9b
 CODECS = {'binance': Binance, 'bybit': Bybit}

@@ -79,6 +79,35 @@ def test_killed_recorder_records_everything_once(tmp_path):
     ticks.close(), journal.close()
 
 
+def test_crash_between_two_instruments_of_one_batch(tmp_path):
+    class Crash(Exception): pass
+    class Dying(Ticks):
+        left = 1
+        def write_rows(self, *args):
+            if not self.left: raise Crash
+            self.left -= 1
+            return super().write_rows(*args)
+    journal, names = open_journal(f'sqlite:///{tmp_path}/j.db'), ['BTC-USDT', 'LINK-USDT', 'ETH-USDT']
+    append_slots(journal, 'binance', {x: i for i, x in enumerate(names)}, T0)
+    rows = np.concatenate([books(500, slot=i, seed=i) for i in range(3)])
+    rows = rows[np.argsort(rows['ts_recv_ns'], kind='stable')]
+    for row in rows[:900]: journal.append_rows(market('binance'), 'rows', row, T0)
+    journal.flush()
+    dying = Dying(f'lmdb://{tmp_path}/ticks')
+    with pytest.raises(Crash): Recorder(journal, dying, [market('binance')]).step()
+    assert len(dying.symbols()) == 1
+    dying.close()
+    for row in rows[900:]: journal.append_rows(market('binance'), 'rows', row, T0)
+    journal.flush()
+    ticks = Ticks(f'lmdb://{tmp_path}/ticks')
+    assert Recorder(journal, ticks, [market('binance')]).drain() == 1_500 - 300
+    for slot, name in enumerate(names):
+        kept = ticks.rows('binance', name)
+        kept['slot'] = slot
+        assert kept.tobytes() == rows[rows['slot'] == slot].tobytes()
+    ticks.close(), journal.close()
+
+
 def test_second_recorder_is_refused(tmp_path):
     uri = f'lmdb://{tmp_path}/ticks'
     ticks = Ticks(uri)
@@ -219,5 +248,6 @@ def test_rows_without_meaning_and_time_are_refused(tmp_path):
     with pytest.raises(DataError, match='it is empty: collect first'): tape(ticks, Nothing)
     with pytest.raises(DataError, match='it is empty: collect first'): ticks.snapshot('study')
     with pytest.raises(DataError, match='wanted lmdb'): Ticks('parquet://x')
+    with pytest.raises(DataError, match='after its start'): ticks.rows('binance', 'LINK-USDT', T0, T0)
     ticks.close(), journal.close()
     with pytest.raises(ArbworkError, match='closed'): ticks.symbols()

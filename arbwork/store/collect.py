@@ -100,7 +100,8 @@ def _meaning(self:Recorder, stream:str, entry:Entry)->dict[int, str]:
     "Which instrument each slot is, as of an entry."
     if stream not in self._slots:
         found = self.journal.last(stream, kind='slots', before=entry.offset)
-        if found is None: raise DataError(f'{self.journal.where}: {stream} offset {entry.offset}: rows before any entry that says what their slots mean')
+        if found is None:
+            raise DataError(f'{self.journal.where}: {stream} offset {entry.offset}: rows before any entry that says what their slots mean')
         self._slots[stream] = {slot: name for name, slot in msgspec.msgpack.decode(found.body).items()}
     return self._slots[stream]
 

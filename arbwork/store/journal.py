@@ -230,7 +230,8 @@ class SqliteJournal:
 def _add(self:SqliteJournal, item:_Item, urgent:bool):
     if self._failed: raise DataError(self._failed)
     if self._closing: raise ArbworkError(f'{self.where}: closed, wanted open')
-    if len(self._pending) > WAITING: raise DataError(f'{self.where}: {len(self._pending)} entries wait to be written, wanted at most {WAITING}; the disk is too slow')
+    if len(self._pending) > WAITING:
+        raise DataError(f'{self.where}: {len(self._pending)} entries wait to be written, wanted at most {WAITING}; the disk is too slow')
     self._pending.append(item)
     if urgent: self._hurry()
     elif self._idle: self._poke()
@@ -317,8 +318,8 @@ def _do(self:SqliteJournal, x:_Item):
                          (x.key, x.stream, x.ts_ns))
         x.ticket.offset = x.ts_ns
     elif x.op == PRUNE:
-        x.ticket.offset = self._db.execute('delete from entry where offset in (select offset from entry where stream = ? and offset < ? order by offset limit 500)',
-                                           (x.stream, x.ts_ns)).rowcount
+        old = 'select offset from entry where stream = ? and offset < ? order by offset limit 500'
+        x.ticket.offset = self._db.execute(f'delete from entry where offset in ({old})', (x.stream, x.ts_ns)).rowcount
     elif x.op == SYNC and x.durable:
         self._db.execute("insert into meta values('synced', '1') on conflict(name) do update set value = value + 1")
 

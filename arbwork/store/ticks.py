@@ -84,7 +84,8 @@ def check_room(
     about = os.statvfs(path)
     free = about.f_bavail*about.f_frsize
     if free < wanted + RESERVE:
-        raise DataError(f'{what}: disk full, found {free/2**20:.0f} MB free at {path}, wanted {(wanted + RESERVE)/2**20:.0f}; what was written before is safe')
+        raise DataError(f'{what}: disk full, found {free/2**20:.0f} MB free at {path}, wanted {(wanted + RESERVE)/2**20:.0f}; '
+                        'what was written before is safe')
 
 # %% ../../nbs/store/01_ticks.ipynb #d1da8a34
 class Ticks:
@@ -94,16 +95,17 @@ class Ticks:
         map_size:str='32GB',  # how large an LMDB file may become; the same in every process
     ):
         if not uri.startswith(('lmdb://', 's3://', 's3s://')): raise DataError(f'tick store: found {uri!r}, wanted lmdb:///PATH or s3://...')
-        self.uri = uri
+        self.uri, self.where = uri, f'tick store {uri.partition("?")[0]}' # what follows may hold keys of S3
         self.path = Path(uri.removeprefix('lmdb://').partition('?')[0]) if uri.startswith('lmdb://') else None
-        self._locks = Path(f'{self.path}.locks') if self.path else Path(tempfile.gettempdir())/f'arbwork-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.locks'
+        elsewhere = Path(tempfile.gettempdir())/f'arbwork-{hashlib.sha256(uri.encode()).hexdigest()[:16]}'
+        self._locks = Path(f'{self.path or elsewhere}.locks')
         self._claims, self._writes = {}, {}
         key = (os.getpid(), uri)
         self._store = _open.get(key)
         if self._store is None:
             try:
                 if self.path: self.path.mkdir(parents=True, exist_ok=True)
-                if self.path and not any(self.path.iterdir()): check_room(self.path, 2**20, f'tick store {uri}')
+                if self.path and not any(self.path.iterdir()): check_room(self.path, 2**20, self.where)
                 _open[key] = self._store = _Store(uri, map_size)
             except (ArcticException, RuntimeError, OSError) as e: raise self._refusal('opened', e) from e
 
@@ -111,13 +113,13 @@ class Ticks:
 @patch(as_prop=True)
 def library(self:Ticks):
     "ArcticDB's own library, for what is not offered here."
-    if self._store is None: raise ArbworkError(f'tick store {self.uri}: closed, wanted open')
+    if self._store is None: raise ArbworkError(f'{self.where}: closed, wanted open')
     return self._store.library
 
 @patch
 def _refusal(self:Ticks, verb:str, e:Exception)->DataError:
     if 'lmdb::runtime_error' in str(e) and verb == 'written': self._store.keep_open()
-    return DataError(f'tick store {self.uri}: cannot be {verb}: {str(e).splitlines()[0] if str(e) else e!r}; what was written before is safe')
+    return DataError(f'{self.where}: cannot be {verb}: {str(e).splitlines()[0] if str(e) else e!r}; what was written before is safe')
 
 @patch
 def close(self:Ticks):
@@ -156,13 +158,13 @@ def _ask(self:Ticks, method:str, symbol:str, **kwargs):
         except (ArcticException, RuntimeError, KeyError) as e:
             as_of = kwargs.get('as_of')
             if isinstance(as_of, str) and as_of not in self.snapshots():
-                raise DataError(f'tick store {self.uri}: no snapshot {as_of!r}; it has {", ".join(self.snapshots()) or "none"}') from e
+                raise DataError(f'{self.where}: no snapshot {as_of!r}; it has {", ".join(self.snapshots()) or "none"}') from e
             if as_of is None and attempt < 4 and self.library.has_symbol(symbol): # pruned between the look-up and the read
                 time.sleep(0.01)
                 continue
             if not isinstance(e, (NoDataFoundException, KeyError)): raise self._refusal('read', e) from e
             there = ', '.join(f'{v} {i}' for v, i in self.symbols())
-            raise DataError(f'tick store {self.uri}: nothing of {symbol.replace("/", " ")}{f" in {as_of}" if as_of is not None else ""}; '
+            raise DataError(f'{self.where}: nothing of {symbol.replace("/", " ")}{f" in {as_of}" if as_of is not None else ""}; '
                             + (f'it holds {there}' if there else 'it is empty: collect first')) from e
 
 # %% ../../nbs/store/01_ticks.ipynb #a31ee557
@@ -170,7 +172,7 @@ def _ask(self:Ticks, method:str, symbol:str, **kwargs):
 def _claim(self:Ticks, symbol:str):
     "Be the only writer of a symbol; two would lose each other's rows without a word."
     if symbol not in self._claims:
-        self._claims[symbol] = Claim(self._locks/f'{symbol.replace("/", "_")}.lock', f'writer of {symbol.replace("/", " ")} in tick store {self.uri}')
+        self._claims[symbol] = Claim(self._locks/f'{symbol.replace("/", "_")}.lock', f'writer of {symbol.replace("/", " ")} in {self.where}')
 
 @patch
 def _offsets(self:Ticks, symbol:str)->dict[str, int]:
@@ -193,7 +195,7 @@ def _write(self:Ticks, symbol:str, frame:pd.DataFrame, journal_offset:int, journ
         offsets = self._offsets(symbol)
         if not len(frame) or journal_offset <= offsets.get(journal_id, 0): return 0
         meta = {'offsets': {**offsets, journal_id: int(journal_offset)}}
-        check_room(self.path, 2*frame.memory_usage().sum(), f'tick store {self.uri}')
+        check_room(self.path, 2*frame.memory_usage().sum(), self.where)
         if not frame.index.is_monotonic_increasing: frame = frame.sort_index(kind='stable')
         if self.library.has_symbol(symbol) and frame.index[0] < self._ask('get_description', symbol).date_range[1]:
             old = self._ask('read', symbol, date_range=(frame.index[0], None)).data
@@ -218,7 +220,8 @@ def write_rows(self:Ticks, venue:str, instrument:str,
 @patch
 def _read(self:Ticks, symbol:str, start_ns:int|None, end_ns:int|None, as_of:str|int|None)->pd.DataFrame:
     "A window of a symbol, end excluded."
-    if start_ns is not None and end_ns is not None and start_ns >= end_ns: raise DataError(f'{symbol}: found a window from {utc(start_ns)} to {utc(end_ns)}, wanted its end after its start')
+    if start_ns is not None and end_ns is not None and start_ns >= end_ns:
+        raise DataError(f'{symbol}: found a window from {utc(start_ns)} to {utc(end_ns)}, wanted its end after its start')
     low, high = (None if t is None else pd.Timestamp(int(t), tz='UTC') for t in (start_ns, None if end_ns is None else end_ns - 1))
     return self._ask('read', symbol, as_of=as_of, date_range=None if low is high is None else (low, high)).data
 
@@ -232,7 +235,7 @@ def rows(self:Ticks, venue:str, instrument:str,
     found = from_frame(self._read(f'ticks/{venue}/{instrument}', start_ns, end_ns, as_of))
     if len(found): return found
     first, last, n = self.span(venue, instrument)
-    raise DataError(f'tick store {self.uri}: no ticks of {venue} {instrument} from {utc(start_ns) if start_ns else "the start"} '
+    raise DataError(f'{self.where}: no ticks of {venue} {instrument} from {utc(start_ns) if start_ns else "the start"} '
                     f'to {utc(end_ns) if end_ns else "the end"}; it holds {n} rows from {utc(first)} to {utc(last)}')
 
 @patch
@@ -244,8 +247,8 @@ def ticks(self:Ticks, venue:str, instrument:str, start_ns:int|None=None, end_ns:
 @patch
 def snapshot(self:Ticks, name:str)->str: # the name
     "Fix what is there now under a name, for ever."
-    if name in self.snapshots(): raise DataError(f'tick store {self.uri}: snapshot {name!r} is there already, wanted a new name')
-    if not self.symbols(): raise DataError(f'tick store {self.uri}: it is empty: collect first')
+    if name in self.snapshots(): raise DataError(f'{self.where}: snapshot {name!r} is there already, wanted a new name')
+    if not self.symbols(): raise DataError(f'{self.where}: it is empty: collect first')
     try: self.library.snapshot(name)
     except (ArcticException, RuntimeError) as e: raise self._refusal('written', e) from e
     return name

@@ -87,7 +87,7 @@ class Rehearsal:
     def __init__(self,
         settings:Settings,          # the person's
         scenario:str='stress',
-        speed:float=60.,            # market seconds a wall second
+        speed:float=120.,           # market seconds a wall second
         hours:float=24.,            # of the scenario
         seed:int|None=None,         # None: that of the settings, plus two
     ):

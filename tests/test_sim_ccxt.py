@@ -98,7 +98,7 @@ def test_streams_and_orders_by_socket(venue):
         book = await ex.watch_order_book('LINK/USDT')
         orders = asyncio.ensure_future(ex.watch_orders('LINK/USDT'))
         balance = asyncio.ensure_future(ex.watch_balance())
-        while not any(s.user for d in [sim] for topic in d.listeners.values() for s in topic): await asyncio.sleep(.02)
+        while not any(s.user for topic in sim.listeners.values() for s in topic): await asyncio.sleep(.02) # noqa: ASYNC110
         await asyncio.sleep(.1)
         ask = book['asks'][0][0]
         await ex.create_order_ws('LINK/USDT', 'limit', 'buy', 1, round(ask*1.001, 3), {'timeInForce': 'IOC', 'clientOrderId': 't2-buy-0'})

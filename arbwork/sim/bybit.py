@@ -12,10 +12,9 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from ..feed.codec import Keys
-from ..market import BUY, SELL, Listing
-from .engine import UNIT, Engine, Event, Order
-from .wire import MS, Refusal, Reply, Session, Venue, short, write_short
+from ..market import BUY, SELL
+from .engine import UNIT, Event, Order
+from .wire import MOST, MS, Refusal, Reply, Session, Venue, short, write_short
 
 # %% ../../nbs/sim/03_bybit.ipynb #a20079e5
 _SAY = {
@@ -49,7 +48,7 @@ def stamp(ts_ns:int)->str: return str(ts_ns//MS)
 class BybitVenue(Venue):
     "Bybit v5 spot over one engine."
     name = 'bybit'
-    private = 'order'   # somebody who listens to any of these listens to the account
+    private = '*' # every socket that listens to the account in any way
     most_orders, per_s = 20, 1. # order/create a second, rate limit rules of the v5 page
     routes = {}
     frame_no, quote_no = None, None
@@ -76,8 +75,9 @@ def check_signed(self:BybitVenue, headers, payload:str, now_ns:int):
 
 @patch
 def instrument_of(self:BybitVenue, p:dict, wanted:bool=True)->str: # '' where none is named and none is wanted
+    if not isinstance(p, dict) or any(isinstance(v, (dict, list)) for v in p.values()): raise Refusal(10001, 'params error: wanted an object of texts', 200)
     if p.get('category', 'spot') != 'spot': raise Refusal(10001, 'params error: category invalid, this simulator knows spot', 200)
-    symbol = p.get('symbol') or ''
+    symbol = str(p.get('symbol') or '')
     if not symbol and not wanted: return ''
     if symbol not in self.symbols: raise Refusal(10001 if not symbol else 170121, 'Invalid symbol.', 200)
     return self.symbols[symbol]
@@ -86,7 +86,7 @@ def number_of(p:dict, name:str)->Decimal:
     "A number among the parameters."
     try: x = Decimal(str(p[name]))
     except (KeyError, InvalidOperation): raise Refusal(10001, f'params error: {name} invalid', 200) from None
-    if not x.is_finite() or x <= 0: raise Refusal(10001, f'params error: {name} invalid', 200)
+    if not x.is_finite() or not 0 < x < MOST: raise Refusal(10001, f'params error: {name} invalid', 200)
     return x
 
 # %% ../../nbs/sim/03_bybit.ipynb #3dc05233
@@ -115,6 +115,7 @@ def number_frames(self:BybitVenue, name:str)->dict: # the numbers of the last bo
     if self.frame_no is None: self.frame_no, self.quote_no = dict.fromkeys(self.engine.listings, 1_000), dict.fromkeys(self.engine.listings, 1_000)
     return self.frame_no
 
+# %% ../../nbs/sim/03_bybit.ipynb #80db3a2e
 @patch
 def orderbook(self:BybitVenue, p:dict, now_ns:int):
     name = self.instrument_of(p)
@@ -160,6 +161,7 @@ def order_json(self:BybitVenue, o:Order)->dict:
         'triggerDirection': 0, 'reduceOnly': False, 'closeOnTrigger': False, 'blockTradeId': '', 'placeType': '', 'orderIv': '', 'smpType': 'None', 'smpGroup': 0,
         'marketUnit': 'quoteCoin' if o.budget else 'baseCoin'}
 
+# %% ../../nbs/sim/03_bybit.ipynb #45cc488e
 @patch
 def fill_json(self:BybitVenue, f)->dict:
     "One execution."
@@ -180,10 +182,12 @@ def wallet_json(self:BybitVenue)->dict:
         'totalAvailableBalance': '0', 'totalPerpUPL': '0', 'totalInitialMargin': '0', 'totalMaintenanceMargin': '0', 'accountLTV': '0', 'coin': coins}
 
 @patch
-def wallet(self:BybitVenue, p:dict, now_ns:int): 
+def wallet(self:BybitVenue, p:dict, now_ns:int):
+    "The account, or some coins of it."
     out, only = self.wallet_json(), set(filter(None, p.get('coin', '').split(',')))
     return {'list': [{**out, 'coin': [c for c in out['coin'] if not only or c['coin'] in only]}]}
 
+# %% ../../nbs/sim/03_bybit.ipynb #c6efeb97
 @patch
 def create(self:BybitVenue, p:dict, now_ns:int):
     "Place an order; the answer only says that it was taken in, what became of it is in the streams."
@@ -213,6 +217,7 @@ def cancel_all(self:BybitVenue, p:dict, now_ns:int):
     for o in gone: self.withdraw(o, now_ns, 'user')
     return {'list': [{'orderId': str(o.venue_id), 'orderLinkId': o.client_id} for o in gone], 'success': '1'}
 
+# %% ../../nbs/sim/03_bybit.ipynb #196727ff
 @patch
 def _page(self:BybitVenue, items:list, p:dict)->dict:
     "A page of a list, newest first; the cursor is where the next begins."
@@ -246,6 +251,7 @@ def executions(self:BybitVenue, p:dict, now_ns:int):
     return self._page([self.fill_json(f) for f in self.engine.fills[::-1] if (not name or f.instrument == name) and start <= f.ts_venue_ns//MS <= end
         and (ids is None or f.venue_id in ids)], p)
 
+# %% ../../nbs/sim/03_bybit.ipynb #40679ad0
 @patch
 def key_info(self:BybitVenue, p:dict, now_ns:int):
     return {'id': '1', 'apiKey': self.keys.key, 'readOnly': 0, 'permissions': {'Spot': ['SpotTrade'], 'Wallet': []}, 'uta': 1, 'unified': 0, 'userID': 1, 'isMaster': True}
@@ -325,14 +331,17 @@ def receive(self:BybitVenue, s:Session, raw:str|bytes, now_ns:int)->list[bytes]:
 
 @patch
 def _pong(self:BybitVenue, s:Session, base:dict, now_ns:int)->bytes:
+    "Each kind of socket has its own pong."
     if s.kind == 'public': return _encode({**base, 'ret_msg': 'pong', 'op': 'ping'})
     if s.kind == 'trade': return _encode({'retCode': 0, 'retMsg': 'OK', 'op': 'pong', 'data': [stamp(now_ns)], 'connId': base['conn_id']})
     return _encode({'req_id': base['req_id'], 'op': 'pong', 'args': [stamp(now_ns)], 'conn_id': base['conn_id']})
 
+# %% ../../nbs/sim/03_bybit.ipynb #b4d77e5a
 @patch
 def _auth(self:BybitVenue, s:Session, m:dict, base:dict, now_ns:int)->bytes:
     "Key, expiry in ms and the signature of `GET/realtime` and the expiry."
-    key, expires, signature = (list(m.get('args') or []) + [''] * 3)[:3]
+    args = m.get('args')
+    key, expires, signature = ((args if isinstance(args, list) else []) + [''] * 3)[:3]
     good = self.keys is not None and key == self.keys.key and hmac.compare_digest(digest(self.keys.secret, f'GET/realtime{expires}'), str(signature))
     fresh = str(expires).isdigit() and int(expires) >= now_ns/MS - 5_000*(self.slack - 1)
     s.user = s.user or (good and fresh)
@@ -342,6 +351,7 @@ def _auth(self:BybitVenue, s:Session, m:dict, base:dict, now_ns:int)->bytes:
 
 @patch
 def _subscribe(self:BybitVenue, s:Session, op:str, topics:list, base:dict, now_ns:int)->list[bytes]:
+    topics = [str(t) for t in topics] if isinstance(topics, list) else []
     known = [t for t in topics if (s.kind == 'private' and t in _ACCOUNT) or (s.kind == 'public' and self.symbol_in(t))]
     if s.kind == 'private' and not s.user: return [_encode({**base, 'success': False, 'ret_msg': 'Request not authorized'})]
     if len(known) != len(topics):
@@ -362,11 +372,13 @@ def symbol_in(self:BybitVenue, topic:str)->str: # instrument, '' for a topic tha
     kind, _, symbol = topic.rpartition('.')
     return self.symbols.get(symbol, '') if kind in ('orderbook.1', 'orderbook.50', 'orderbook.200', 'orderbook.1000', 'publicTrade', 'tickers') else ''
 
+# %% ../../nbs/sim/03_bybit.ipynb #94e64915
 @patch
 def _trade(self:BybitVenue, s:Session, op:str, m:dict, id:str, now_ns:int)->bytes:
     "An order by socket."
     header, args = m.get('header') or {}, m.get('args') or [{}]
     try:
+        if not isinstance(header, dict) or not isinstance(args, list): raise Refusal(10001, 'params error: wanted header and args', 200)
         if not s.user: raise Refusal(10003 if self.keys is None else 10004, 'Request not authorized', 200)
         self.check_time(header.get('X-BAPI-TIMESTAMP', ''), header.get('X-BAPI-RECV-WINDOW', ''), now_ns)
         if op not in ('order.create', 'order.cancel'): raise Refusal(10001, f'params error: op {op} is not known to this simulator', 200)
@@ -416,8 +428,6 @@ def trade_frames(self:BybitVenue, fills:list, ts_ns:int):
             for f in fills if self.heard(t := f'publicTrade.{self.engine.listings[f.instrument].symbol}')]
 
 # %% ../../nbs/sim/03_bybit.ipynb #6cdbe6a0
-BybitVenue.private = '*' # every socket that listens to the account in any way
-
 @patch
 def event_frames(self:BybitVenue, events:list[Event], ts_ns:int):
     "Frames of what happened to orders, by the topics somebody listens to."

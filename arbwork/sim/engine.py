@@ -11,7 +11,7 @@ from decimal import ROUND_FLOOR, Decimal
 import msgspec
 import numpy as np
 
-from ..feed.events import BOOK, LEVELS, Balance, Fill
+from ..feed.events import LEVELS, Balance, Fill
 from ..market import BUY, SELL, ConfigError, Listing
 
 # %% ../../nbs/sim/00_engine.ipynb #4455a51f
@@ -20,7 +20,7 @@ D_UNIT = Decimal(UNIT)
 CENT = Decimal('1e-8')      # the finest amount an account holds
 
 def whole(
-    rows:np.ndarray, # (n,) of BOOK
+    rows:np.ndarray, # (n,) of `feed.events.BOOK`
     listing:Listing,
 )->list: # (n,) of bid_px, bid_qty, ask_px, ask_qty in ticks and units, best first
     "The levels of each row as whole numbers."
@@ -166,6 +166,7 @@ def refusal(self:Engine,
     if o.tif == 'FOK' and sum(q for _, q in self.reach(o)) < o.left: return 'fok', ''
     return '', ''
 
+# %% ../../nbs/sim/00_engine.ipynb #aa319696
 @patch
 def reach(self:Engine, o:Order)->list[tuple[int, int]]: # ticks, units; best first
     "The levels that an order's limit allows it to take."
@@ -186,7 +187,7 @@ def needs(self:Engine, o:Order)->tuple[str, Decimal]: # asset, amount
         if not left: break
     return listing.quote, cost*listing.tick/D_UNIT
 
-# %% ../../nbs/sim/00_engine.ipynb #aa319696
+# %% ../../nbs/sim/00_engine.ipynb #13291875
 @patch
 def place(self:Engine,
     instrument:str, side:int,
@@ -216,6 +217,7 @@ def place(self:Engine,
     else: self.end(o, 'filled' if not o.left else 'cancelled', now_ns, events)
     return events
 
+# %% ../../nbs/sim/00_engine.ipynb #15a2e0b8
 @patch
 def rest(self:Engine, o:Order):
     "Let what is left of an order stand in the book, holding no more than it can still cost."
@@ -271,6 +273,7 @@ def fill(self:Engine, o:Order, ticks:int, units:int, maker:bool, now_ns:int)->Ev
     self.fills.append(f)
     return Event('trade', o.copy(), f, now_ns)
 
+# %% ../../nbs/sim/00_engine.ipynb #d40cbd39
 @patch
 def end(self:Engine, o:Order, status:str, now_ns:int, events:list[Event], what:str='expired'):
     "Free what an order still holds; an order that is not whole says how it ended."

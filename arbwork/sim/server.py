@@ -69,7 +69,7 @@ async def handle(self:Door, request:web.Request):
     "A socket if the client asks for one, otherwise REST."
     path, _, query = request.raw_path.partition('?')
     if request.headers.get('Upgrade', '').lower() == 'websocket': return await self.converse(request, path, query)
-    body = await request.text()
+    body = (await request.read()).decode(errors='replace')
     if self.venue.is_order(request.method, path) and (late := self.venue.arriving()): await asyncio.sleep(late)
     now = self.clock.now_ns()
     self.venue.advance(now)
@@ -93,6 +93,7 @@ def wake(self:Door):
         if s in self.sockets: self.sockets[s][1].set()
     self.venue.awake.clear()
 
+# %% ../../nbs/sim/04_server.ipynb #4419d167
 @patch
 async def converse(self:Door, request:web.Request, path:str, query:str):
     "The life of one socket."
@@ -117,7 +118,7 @@ async def converse(self:Door, request:web.Request, path:str, query:str):
 @patch
 def answer(self:Door, s:Session, raw:str):
     "One frame of a client; the answer goes before what it caused."
-    now, at = self.clock.now_ns(), len(s.out)
+    now = self.clock.now_ns()
     self.venue.advance(now)
     at = len(s.out)
     replies = self.venue.receive(s, raw, now)
@@ -125,6 +126,7 @@ def answer(self:Door, s:Session, raw:str):
     self.venue.awake[s] = None
     self.wake()
 
+# %% ../../nbs/sim/04_server.ipynb #101f7fc7
 @patch
 def later(self:Door, seconds:float, s:Session, raw:str):
     "The same after a while."
@@ -160,6 +162,7 @@ async def status(self:Door, request:web.Request):
         'balances': {b.asset: {'free': str(b.free), 'held': str(b.held)} for b in v.engine.balances()}}
     return web.Response(body=msgspec.json.encode(body), content_type='application/json')
 
+# %% ../../nbs/sim/04_server.ipynb #23a7a9d3
 @patch
 async def order_fault(self:Door, request:web.Request):
     "Order faults; `disconnect` happens at once."
@@ -208,6 +211,7 @@ class World:
     @property
     def venues(self)->dict[str, Venue]: return {name: d.venue for name, d in self.doors.items()}
 
+# %% ../../nbs/sim/04_server.ipynb #273d9156
 def keys_of(keys, venue:str)->Keys|None:
     "The keys of one venue, however they were given."
     if isinstance(keys, dict): keys = keys.get(venue)
@@ -229,6 +233,7 @@ async def start(self:World)->dict: # what is where
     self.task = asyncio.ensure_future(self.run())
     return self.ready()
 
+# %% ../../nbs/sim/04_server.ipynb #45485ecf
 @patch
 def ready(self:World)->dict:
     "Where each venue is and what it shows, for people and programs."
@@ -251,6 +256,13 @@ async def run(self:World):
         due = min((t for d in self.doors.values() if (t := d.venue.next_ns()) is not None), default=None)
         if due is None: return
         await asyncio.sleep(0 if shown and due <= self.clock.now_ns() else max(0., (due - self.clock.now_ns())/NS/self.speed))
+
+# %% ../../nbs/sim/04_server.ipynb #2c1cff28
+@patch
+async def over(self:World):
+    "Wait until the loop that shows rows fails; its end after the last row is no failure."
+    await self.task
+    await asyncio.Event().wait()
 
 @patch
 async def stop(self:World):
@@ -284,6 +296,9 @@ async def serve(
     ready = await world.start()
     try:
         if on_ready: on_ready(ready)
-        if stop is None: stop = asyncio.Event()
-        await stop.wait()
+        ends = [asyncio.ensure_future(world.over()), asyncio.ensure_future((stop or asyncio.Event()).wait())]
+        try:
+            for done in (await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))[0]: done.result()
+        finally:
+            for e in ends: e.cancel()
     finally: await world.stop()

@@ -14,8 +14,6 @@ __all__ = ['MODES', 'House', 'answers', 'awaited', 'Rehearsal', 'bring', 'open_w
 
 # %% ../../nbs/desk/20_rehearse.ipynb #30bcadbf
 import atexit
-import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -26,6 +24,7 @@ from pathlib import Path
 from .demo import Children, World, failed, free_ports, rehearsal, tail
 from .widgets import Workbench
 from ..market import ArbworkError, ConfigError
+from ..research.promote import load_manifest
 from ..serve.client import ApiError, Client, local_client
 from ..serve.vault import open_vault
 from ..settings import Settings, load_settings
@@ -87,12 +86,12 @@ class Rehearsal:
     def __init__(self,
         settings:Settings,          # the person's
         scenario:str='stress',
-        speed:float=120.,           # market seconds a wall second
+        speed:float=60.,            # market seconds a wall second
         hours:float=24.,            # of the scenario
-        seed:int|None=None,         # None: that of the settings, plus two
+        seed:int=16,                # of the scenario; the venues of this one drift apart within minutes
     ):
         self.mine, self.folder = settings, settings.var/'workbench'
-        self.scenario, self.speed, self.hours, self.seed = scenario, speed, hours, settings.seed + 2 if seed is None else seed
+        self.scenario, self.speed, self.hours, self.seed = scenario, speed, hours, seed
         self.claim = Claim(settings.var/'workbench.lock', 'rehearsal of another notebook')
         shutil.rmtree(self.folder, ignore_errors=True)
         self.children = Children(self.folder/'logs', {'ARBWORK_VAULT_PASSPHRASE': secrets.token_urlsafe(32)})
@@ -113,6 +112,7 @@ class Rehearsal:
 
     def start(self, client:Client)->str:
         "A new world and a bot in it; words on how that went."
+        load_manifest(self.mine.promoted, 'cross')
         self.leave()
         keys = secrets.token_hex(16), secrets.token_hex(32)
         self.world = World(self.children, 'workbench', self.scenario, self.seed, self.speed, self.hours, lead=5., keys=keys)

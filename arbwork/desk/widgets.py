@@ -158,11 +158,11 @@ def trades_table(trades:list[dict], base:str, quote:str)->str:
     for t in trades:
         fees = sum(leg['fee_quote'] for leg in t['legs'])
         fine = t['state'] == 'DONE' and not t.get('why')
-        state = f'<span class="{"good" if fine else "bad"}" title="{escape(t.get("why") or "")}">{escape(t["state"].lower())}</span>'
-        rows.append([f'{t["id"]}', utc(t['opened_ns'])[11:23], f'{escape(t["buy_venue"])} → {escape(t["sell_venue"])}', figure(t['qty']), figure(t['edge_bps'], places=1, sign=True),
+        state = f'<span class="{"good" if fine else "bad"}">{escape(t["state"].lower())}{": " + escape(t["why"].replace("_", " ")) if t.get("why") else ""}</span>'
+        rows.append([f'{t["id"]}', utc(t['opened_ns'])[11:23], f'{escape(t["buy_venue"])} → {escape(t["sell_venue"])}', f'{t["qty"]:,.6g}', figure(t['edge_bps'], places=1, sign=True),
                      figure(t['expected_quote'], places=3, sign=True), f'<span class="{_tone(t["pnl_quote"])}">{figure(t["pnl_quote"], places=3, sign=True)}</span>',
                      figure(fees, places=3), f'{(t["done_ns"] - t["opened_ns"])/1e6:,.0f}', state])
-    return _arb(table(['#', 'opened, UTC', '<buy → sell', f'size, {base}', 'net edge, bps', f'expected, {quote}', f'P&L, {quote}', f'fees, {quote}', 'took, ms', '<state'],
+    return _arb(table(['#', 'opened, UTC', '<buy → sell', f'size, {base}', 'net edge, bps', f'expected, {quote}', f'P&L, {quote}', f'fees, {quote}', 'took, ms', '<how it ended'],
                       rows, 'no trades in this session yet'))
 
 def reasons_table(reasons:dict[str, int])->str:

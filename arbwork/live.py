@@ -26,7 +26,7 @@ import numpy as np
 from . import __version__
 from .clock import NS, ScaledClock, WallClock
 from .decide.contract import Universe
-from .decide.cross import KERNELS, kernel_hash
+from .decide.cross import KERNELS, kernel_hash, lone_leg
 from .decide.risk import RISK_STATES
 from .feed.codec import Keys
 from .feed.events import BOOK
@@ -182,6 +182,7 @@ def warm(start:SessionStart):
         row = np.zeros(1, BOOK)[0]
         row['slot'] = slot
         core.row(start.started_ns, row)
+    lone_leg(0, 0, 1., 0., 1., 1., core.specs, core.lone_row, core.lone)
     core.edges()
 
 # %% ../nbs/90_live.ipynb #25a101a9
@@ -194,7 +195,7 @@ def summary(
     left = [r.residual_qty*float(core.marks[core.assets.index(r.instrument.partition('-')[0])]) for r in reports.values()]
     left += [float(t.total(1) - t.total(-1))*float(core.marks[core.specs[t.orders[0].place.slot]['base']]) for t in core.open.values()]
     feeds = {v: f.stats for v, f in desk.feeds.items()}
-    return dict(session=core.start.session, mode=core.start.mode, strategy=core.start.strategy, manifest=core.start.manifest, state=RISK_STATES[core.was], why=stop.why,
+    return dict(session=core.start.session, mode=core.start.mode, strategy=core.start.strategy, manifest=core.start.manifest, state=RISK_STATES[core.ended_as], why=stop.why,
                 trades=core.trade_count, fills=core.ledger.fills, pnl_quote=round(said.pnl_quote, 8), fees={a: str(x) for a, x in core.ledger.fees_paid().items()},
                 changes={a: str(x) for a, x in core.ledger.changes().items()}, exposure=round(said.exposure, 8), residual_exposure=round(sum(map(abs, left)), 8),
                 reconciled=stop.clean and not core.mismatches, differences=[str(d) for d in core.mismatches], open_trades=stop.open_trades, rows=core.row_count,
@@ -241,7 +242,8 @@ async def trade(args, desk:Desk, runner:Runner)->Stop:
     "Listen and trade until told to stop."
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for s in (signal.SIGINT, signal.SIGTERM): loop.add_signal_handler(s, stop.set)
-    if args.seconds is not None: loop.call_later(args.seconds, stop.set)
+    def over(): runner.why = 'time is over'; stop.set()
+    if args.seconds is not None: loop.call_later(args.seconds, over)
     papers = [x for x in desk.links.values() if isinstance(x, PaperLink)]
     def on_row(row):
         for link in papers: link.row(row)

@@ -237,7 +237,7 @@ class Core:
         self.orders:dict[str, OrderState] = {}
         self.commands:set[str] = set()
         self.reasons, self.row_count, self.trade_count, self.mark_ns, self.now_ns, self.next_ns = [0]*len(REASONS), 0, 0, 0, start.started_ns, 0
-        self.why, self.stopping, self.stopped, self.made = '', False, False, []
+        self.why, self.stopping, self.stopped, self.ended_as, self.made = '', False, False, ACTIVE, []
         self.mismatches:list[Difference] = []
         self._inventory()
         self.begin = self.inventory.copy()
@@ -638,7 +638,7 @@ def _verb_release(self:Core, c:Command, now_ns:int)->str:
 
 @patch
 def _verb_stop(self:Core, c:Command, now_ns:int)->str:
-    self.stopping = True
+    self.stopping, self.ended_as = True, int(self.risk['state'][0])
     if self.risk['state'][0] != HALTED: self.risk['state'][0], self.why = PAUSED, f'stopping, asked by {c.by or "a person"}'
     return 'stopping'
 

@@ -182,7 +182,7 @@ async def run(self:Runner,
         while not self.failure:
             done, _ = await asyncio.wait(loops, timeout=TICK_S, return_when=asyncio.FIRST_EXCEPTION)
             for task in done: task.result()
-            if stop.is_set(): self.why = 'asked to stop'
+            if stop.is_set(): self.why = self.why or 'asked to stop'
             elif self.core.stopping: self.why = 'stop command'
             elif until_ns is not None and self.clock.now_ns() >= until_ns: self.why = 'time is over'
             elif on_halt and self.core.was == HALTED and not self.core.open: self.why = f'halted: {self.core.why}'

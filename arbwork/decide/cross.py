@@ -32,10 +32,9 @@ def touch(
     min_edge_bps, # what the person asks for
 ): # net edge in bps of the buy notional, 0 or the code of the reason why not; 0 with -inf means no edge at all
     "Net edge at the best prices, and the first reason against it."
+    if buy.state == EMPTY or sell.state == EMPTY: return -np.inf, R_NONE
     ask, bid = buy.ask_px[0], sell.bid_px[0]
-    if not (ask > 0 and bid > 0):
-        unbelieved = (buy.state != VALID and buy.state != EMPTY) or (sell.state != VALID and sell.state != EMPTY)
-        return -np.inf, R_INVALID if unbelieved else R_NONE
+    if not (ask > 0 and bid > 0): return -np.inf, R_INVALID if buy.state != VALID or sell.state != VALID else R_NONE
     net = net_edge_bps(bid, ask, fee_buy_bps, fee_sell_bps)
     if net >= min_edge_bps: return net, R_NONE
     if not bid > ask: return net, R_NONE

@@ -119,7 +119,7 @@ def _mend(w, k, now_ns, at_once): # whole, hedged, waiting, or given up
     x = w.work[k]
     n = lone_leg(x.buy_slot, x.sell_slot, x.bought, x.sold, x.buy_px, x.sell_px, w.specs, w.params, w.out)
     if x.lone_ns == 0: x.lone_ns = now_ns
-    if n == 0 or now_ns > x.lone_ns + w.params[0].deadline_s*1e9: _close(w, k, now_ns)
+    if n == 0 or now_ns > x.lone_ns + np.int64(w.params[0].deadline_s*1e9): _close(w, k, now_ns)
     elif at_once:
         if x.waits: w.count[C_WAITS] -= 1
         x.waits = 0

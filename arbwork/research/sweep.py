@@ -96,7 +96,8 @@ class SweepResult:
         wrapper = vbt.ArrayWrapper.from_obj(close, group_by=_names(self.grid), freq=pd.Timedelta(seconds=self.bucket_s))
         records = order_records(self.results, self.universe, self.ends_ns)
         from vectorbt.portfolio.enums import log_dt
-        return vbt.Portfolio(wrapper, close, records, np.zeros(0, log_dt), np.full(len(self.results), self.start_quote), True)
+        start = np.array([r.risk['equity_start'][0] for r in self.results])
+        return vbt.Portfolio(wrapper, close, records, np.zeros(0, log_dt), start, True)
 
 def sharpe_of(
     returns:np.ndarray, # (buckets,)

@@ -355,6 +355,6 @@ def parity_report(
     try: entries = session_entries(held, session)
     finally: held.close()
     again, outcome = replay(entries), compare(entries, latency_ms)
-    return dict(session=again.core.start.session, decision=again.identical/again.total if again.total else 1., identical=again.identical, total=again.total,
+    return dict(session=again.core.start.session, decision=again.identical/again.total if again.total else 1., identical=again.identical, all=again.total,
                 first=again.first, outcome_quote=outcome.difference, live_quote=outcome.live_quote, model_quote=outcome.model_quote, causes=outcome.causes,
                 latency_ms=outcome.latency_ms, pairs=[msgspec.to_builtins(p) for p in outcome.pairs])

@@ -65,7 +65,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     folds_positive:float        # share of unseen windows that earned
     suspect_share:float         # of trades that leaned on data the quality record doubts
     twin_fees_pnl:float         # the winner with fees doubled, whole window
-    twin_latency_pnl:float      # the winner with latency doubled, whole window
+    twin_latency_pnl:float      # the winner with orders a second later or twice as late, whole window
     winner_pnl:float            # the winner as it is, whole window
     winner_trades:int
     best_gross_bps:float|None   # best gross edge seen at the touch
@@ -130,7 +130,7 @@ def recommend(
         what = 'an edge that pays its fees' if study.winner_trades else 'an edge'
         out.append(f'`{top}` stopped {stopped[top]:,} of the {sum(stopped.values()):,} decisions that saw {what} and let it pass. {ADVICE[top]}')
     if study.winner_trades:
-        out.append(f'With fees doubled the winner makes {study.twin_fees_pnl:+,.2f} {_quote(study)}, with latency doubled {study.twin_latency_pnl:+,.2f}, as it is {study.winner_pnl:+,.2f}.')
+        out.append(f'With fees doubled the winner makes {study.twin_fees_pnl:+,.2f} {_quote(study)}, with orders a second later {study.twin_latency_pnl:+,.2f}, as it is {study.winner_pnl:+,.2f}.')
     return out
 
 def _quote(study:Study)->str: return study.universe.listings[0].quote

@@ -8,8 +8,8 @@ The pieces of a page: figures from plain values, and small tables and cards in H
 # %% auto #0
 __all__ = ['INK', 'TEAL', 'AMBER', 'RED', 'GREY', 'PALE', 'WORDS', 'STYLE', 'Fold', 'Curves', 'thin', 'blank', 'Page', 'funnel',
            'edge_histogram', 'edge_path', 'equity', 'heat_map', 'trial_line', 'logit_histogram', 'trade_marks',
-           'waterfall', 'calibration', 'cards', 'table', 'said', 'gate_table', 'study_cards', 'load_curves',
-           'load_folder']
+           'session_path', 'waterfall', 'calibration', 'cards', 'table', 'said', 'gate_table', 'study_cards',
+           'load_curves', 'load_folder']
 
 # %% ../../nbs/research/05_report.ipynb #0879397e
 from html import escape
@@ -38,7 +38,7 @@ class Curves(msgspec.Struct, frozen=True, kw_only=True):
     t_ms:list[int]                # end of each bucket, UTC
     winner:list[float]            # P&L so far, quote currency
     twin_fees:list[float] = []    # the same with fees doubled
-    twin_latency:list[float] = [] # the same with latency doubled
+    twin_latency:list[float] = [] # the same with orders a second later, or twice as late
     walk:list[float|None] = []    # P&L so far in unseen windows; None before the first
     folds:list[Fold] = []
     edge_t_ms:list[int] = []      # thinned time
@@ -143,14 +143,13 @@ def equity(
     curves:Curves, quote:str='quote', label:str='',
 )->go.Figure:
     "P&L through time: unseen windows, the winner, and its twins."
-    fig = blank(f'Profit and loss{": " + label if label else ""}', x='UTC', y=f'P&L so far, {quote}', height=400)
+    fig = blank(f'Profit and loss{": " + label if label else ""}', y=f'P&L so far, {quote}', height=400)
     t = _times(curves.t_ms)
     for name, y, colour, dash, width in (('winner, chosen in hindsight', curves.winner, '#9fb3c4', 'solid', 1.5), ('winner, fees doubled', curves.twin_fees, AMBER, 'dot', 1.5),
-                                         ('winner, latency doubled', curves.twin_latency, GREY, 'dash', 1.5), ('walk forward, unseen', curves.walk, TEAL, 'solid', 3)):
+                                         ('winner, orders later', curves.twin_latency, GREY, 'dash', 1.5), ('walk forward, unseen', curves.walk, TEAL, 'solid', 3)):
         if y: fig.add_scatter(x=t, y=y, mode='lines', name=name, line=dict(color=colour, dash=dash, width=width, shape='hv'))
     for k, f in enumerate(curves.folds):
         if k % 2 == 0: fig.add_vrect(*_times([f.start_ms, f.end_ms]), fillcolor=TEAL, opacity=.06, line_width=0)
-    fig.update_layout(legend=dict(y=-.22, yanchor='top', x=0, xanchor='left'), margin=dict(b=90))
     return fig
 
 # %% ../../nbs/research/05_report.ipynb #c128878c
@@ -194,7 +193,7 @@ def trade_marks(
     quote:str='quote',
 )->go.Figure:
     "Expected and realised profit of each trade, and their running sums."
-    fig = blank(f'{len(trades):,} trades: what was expected and what came', x='UTC', y=f'{quote}', height=380)
+    fig = blank(f'{len(trades):,} trades', y=f'{quote}', height=380)
     t = _times([x.done_ns//1_000_000 for x in trades])
     said = [f'{x.buy_venue} to {x.sell_venue}, {x.qty:g}, {x.edge_bps:.1f} bps{", " + x.why if x.why else ""}' for x in trades]
     got, hoped = [x.pnl_quote for x in trades], [x.expected_quote for x in trades]
@@ -202,7 +201,21 @@ def trade_marks(
     fig.add_scatter(x=t, y=got, mode='markers', name='came', marker=dict(color=[TEAL if g >= 0 else RED for g in got], size=7), hovertext=said)
     fig.add_scatter(x=t, y=np.cumsum(hoped), mode='lines', name='expected, sum', yaxis='y2', line=dict(color=GREY, dash='dot'))
     fig.add_scatter(x=t, y=np.cumsum(got), mode='lines', name='came, sum', yaxis='y2', line=dict(color=TEAL, width=2.5))
-    fig.update_layout(yaxis2=dict(overlaying='y', side='right', title=f'sum, {quote}', showgrid=False), legend=dict(y=-.22, yanchor='top', x=0, xanchor='left'), margin=dict(r=70, b=90))
+    fig.update_layout(yaxis2=dict(overlaying='y', side='right', title=f'sum, {quote}', showgrid=False), margin=dict(r=70))
+    return fig
+
+def session_path(
+    statuses:list, # of `trade.core.Status`, in order
+    quote:str='quote',
+)->go.Figure:
+    "P&L of a session as it said itself, and when it did not trade freely."
+    fig = blank('The session as it went', y=f'P&L, {quote}', height=320)
+    t, pnl = _times([x.ts_ns//1_000_000 for x in statuses]), [x.pnl_quote for x in statuses]
+    fig.add_scatter(x=t, y=pnl, mode='lines', name='P&L, marked at mid', line=dict(color=TEAL, width=2.5))
+    fig.add_scatter(x=t, y=[x.exposure for x in statuses], mode='lines', name='unhedged, right', yaxis='y2', line=dict(color=AMBER, width=1, dash='dot'))
+    for k, x in enumerate(statuses[:-1]):
+        if x.state != 'active': fig.add_vrect(t[k], t[k + 1], fillcolor=RED if x.state == 'halted' else GREY, opacity=.15, line_width=0)
+    fig.update_layout(yaxis2=dict(overlaying='y', side='right', title=quote, showgrid=False, rangemode='tozero'), margin=dict(r=70))
     return fig
 
 def waterfall(
@@ -250,7 +263,7 @@ main, .jp-Notebook {{ max-width: 1080px; margin: 0 auto !important; }}
 table.arb {{ border-collapse:collapse; width:100%; background:#fff; font-size:13.5px !important; box-shadow:0 1px 3px rgba(29,43,58,.08); border-radius:8px; overflow:hidden; }}
 table.arb th {{ text-align:left !important; color:#5d6b79; font-weight:600; border-bottom:2px solid {PALE}; padding:7px 12px !important; }}
 table.arb td {{ text-align:left !important; padding:6px 12px !important; border-bottom:1px solid {PALE}; font-variant-numeric: tabular-nums; }}
-table.arb td.n {{ text-align:right !important; }}
+table.arb td.n, table.arb th.n {{ text-align:right !important; }}
 .arb-yes {{ color:{TEAL}; font-weight:600; }} .arb-no {{ color:{RED}; font-weight:600; }}
 </style>"""
 
@@ -268,7 +281,8 @@ def table(
     if not rows: return f'<p>{escape(empty)}</p>'
     cell = lambda x: (f'<td class="n">{x:,.4g}</td>' if isinstance(x, float) else f'<td class="n">{x:,}</td>' if isinstance(x, int) and not isinstance(x, bool)
                       else f'<td><span class="arb-{"yes" if x else "no"}">{"yes" if x else "no"}</span></td>' if isinstance(x, bool) else f'<td>{escape(str(x))}</td>')
-    return ('<table class="arb"><tr>' + ''.join(f'<th>{escape(str(k))}</th>' for k in rows[0]) + '</tr>'
+    right = lambda x: ' class="n"' if isinstance(x, (int, float)) and not isinstance(x, bool) else ''
+    return ('<table class="arb"><tr>' + ''.join(f'<th{right(x)}>{escape(str(k))}</th>' for k, x in rows[0].items()) + '</tr>'
             + ''.join('<tr>' + ''.join(cell(r.get(k, '')) for k in rows[0]) + '</tr>' for r in rows) + '</table>')
 
 # %% ../../nbs/research/05_report.ipynb #97e7aa80
@@ -284,7 +298,7 @@ def gate_table(
     study:Study,
 )->str:
     "Each gate with what was found and what was wanted."
-    return table([dict(gate=g.name, found='nothing to measure' if g.value is None else f'{g.value:,.4g}', wanted=g.wanted, passed=g.passed) for g in study.gates],
+    return table([dict(gate=g.name, found='nothing to measure' if g.value is None else f'{g.value:,.3f}'.rstrip('0').rstrip('.'), wanted=g.wanted, passed=g.passed) for g in study.gates],
                  empty='no gates were applied')
 
 def study_cards(

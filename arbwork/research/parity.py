@@ -287,12 +287,15 @@ def _split(session:Lived, paper:Paper, latency_ns:dict, live:TradeReport, twin:T
     assumed, _ = _legs(session, paper, live, lambda leg: live.opened_ns + latency_ns[leg.venue])
     latency = then - assumed
     late = max(((really(x) - live.opened_ns - latency_ns[x.venue])/1e6 for x in live.legs if x.ref_px), key=abs, default=0.)
-    rest = 'fill' if fresh else 'stale'
+    opened = [x for x in live.legs if x.ref_px]
+    undone = len(live.legs) > len(opened) and all(x.filled_qty == x.qty for x in opened)
+    rest = 'answer' if undone else 'fill' if fresh else 'stale'
     parts = {'latency': latency, 'fee': fee, rest: whole - fee - latency}
     top = max(parts, key=lambda k: abs(parts[k]))
+    if undone: parts['latency'] += parts.pop('answer')
     words = dict(latency=f'a leg arrived {late:+.0f} ms against the latency assumed', fee='the venue charged other fees than its schedule',
-                 fill='filled differently from the book we had seen', stale='the book was old or not valid on arrival')
-    return parts, words[top] if abs(whole) > 1e-9 else ''
+                 answer='both legs had filled, the answer of one came too late to know', fill='filled differently from the book we had seen', stale='the book was old or not valid on arrival')
+    return parts, '; '.join(filter(None, [words[top], live.why])) if abs(whole) > 1e-9 else ''
 
 # %% ../../nbs/research/04_parity.ipynb #58d5c710
 def _twins(live:dict, model:dict, window_ns:int)->list[tuple]: # (live or None, model or None)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from fastcore.basics import patch
 
 from . import __version__
 from .clock import NS, ScaledClock, WallClock
@@ -94,6 +95,7 @@ def assumed(
             raise ConfigError(f'manifest {manifest.id}: studied with a taker fee of {manifest.universe.fees_bps[venue][1]:g} bps at {venue}, the settings say {fees[1]:g}; study again')
     return universe
 
+# %% ../nbs/90_live.ipynb #4a93c135
 async def list_universe(settings:Settings)->Universe:
     "The instruments as the venues list them now, venue by venue in the order of the settings."
     listings = []
@@ -124,32 +126,43 @@ class Desk:
         self.log.warning(f'link_{kind}', venue=venue, detail=detail)
         if kind == 'reconnected' and self.runner is not None: self.runner.missed(venue)
 
-    async def connect(self, mode:str, balances:dict[str, Decimal]):
-        "Open the accounts."
-        vault = open_vault(self.settings) if mode != 'paper' else None
-        for name, v in self.settings.venues.items():
-            if vault is None:
-                self.links[name] = PaperLink(name, self.slots(name), self.listings(name), v.taker_bps, balances, self.clock,
-                                             lambda e, name=name: self.hear(name, e), v.latency_ms/1e3)
-                continue
-            keys = Keys(**vault.get(name))
-            link = TradeLink(CODECS[name](self.listings(name), keys), Addresses.of(v), self.clock, lambda e, name=name: self.hear(name, e), keys,
-                             on_problem=lambda kind, detail, name=name: self.problem(name, kind, detail), rng=random.Random(f'{self.settings.seed}/{name}'))
-            await link.start()
-            self.links[name] = link
+# %% ../nbs/90_live.ipynb #ebef07e7
+@patch
+async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
+    "Open the accounts."
+    vault = open_vault(self.settings) if mode != 'paper' else None
+    for name, v in self.settings.venues.items():
+        if vault is None:
+            self.links[name] = PaperLink(name, self.slots(name), self.listings(name), v.taker_bps, balances, self.clock,
+                                         lambda e, name=name: self.hear(name, e), v.latency_ms/1e3)
+            continue
+        keys = Keys(**vault.get(name))
+        link = TradeLink(CODECS[name](self.listings(name), keys), Addresses.of(v), self.clock, lambda e, name=name: self.hear(name, e), keys,
+                         on_problem=lambda kind, detail, name=name: self.problem(name, kind, detail), rng=random.Random(f'{self.settings.seed}/{name}'))
+        await link.start()
+        self.links[name] = link
 
-    def listen(self, on_row):
-        "Start the feeds."
-        for name, v in self.settings.venues.items():
-            feed = self.feeds[name] = MarketFeed(CODECS[name](self.listings(name), None), Addresses.of(v), self.slots(name), self.clock, on_row,
-                on_problem=lambda kind, detail, name=name: self.log.warning(f'feed_{kind}', venue=name, detail=detail), rng=random.Random(f'{self.settings.seed}/{name}/feed'))
-            self.tasks.append(asyncio.create_task(feed.run(), name=f'feed {name}'))
+@patch
+def listen(self:Desk, on_row):
+    "Start the feeds."
+    for name, v in self.settings.venues.items():
+        feed = self.feeds[name] = MarketFeed(CODECS[name](self.listings(name), None), Addresses.of(v), self.slots(name), self.clock, on_row,
+            on_problem=lambda kind, detail, name=name: self.log.warning(f'feed_{kind}', venue=name, detail=detail), rng=random.Random(f'{self.settings.seed}/{name}/feed'))
+        task = asyncio.create_task(feed.run(), name=f'feed {name}')
+        task.add_done_callback(self.lost)
+        self.tasks.append(task)
 
-    async def close(self):
-        "Let go of everything."
-        for task in self.tasks: task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for link in self.links.values(): await link.close()
+@patch
+def lost(self:Desk, task:asyncio.Task):
+    "A feed that ends by itself is a fault of ours: the session ends with it."
+    if not task.cancelled(): self.runner.fail(task.exception() or ArbworkError(f'{task.get_name()} ended'))
+
+@patch
+async def close(self:Desk):
+    "Let go of everything."
+    for task in self.tasks: task.cancel()
+    await asyncio.gather(*self.tasks, return_exceptions=True)
+    for link in self.links.values(): await link.close()
 
 # %% ../nbs/90_live.ipynb #07f1b47a
 async def settle(desk:Desk, journal, mode:str, wall)->list[dict]: # one for each session that was settled
@@ -219,6 +232,7 @@ def paper_money(given:list[str], mode:str)->dict[str, Decimal]:
         if not (asset and sep): raise ConfigError(f'--balance: found {asset!r}, wanted ASSET=QTY')
     return {asset: decimal(qty) for asset, _, qty in pairs}
 
+# %% ../nbs/90_live.ipynb #1686d18a
 async def session(args, settings:Settings, journal, log)->dict: # see `summary`
     "From a manifest to a summary."
     wall, began = WallClock(), time.monotonic()
@@ -278,6 +292,9 @@ def main(
     except ArbworkError as e:
         print(f'arbwork.live: {e}', file=sys.stderr)
         return e.exit_code
+    except KeyboardInterrupt:
+        print('arbwork.live: interrupted before it traded', file=sys.stderr)
+        return 130
     print(json.dumps(result, default=str) if args.json else '\n'.join(f'{k:18} {v}' for k, v in result.items()))
     return 0 if result['reconciled'] else 1
 

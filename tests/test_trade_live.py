@@ -106,7 +106,7 @@ async def world(folder, scenario=None, params=WISHES, stage='sim'):
 
 async def until(true, seconds=20):
     async with asyncio.timeout(seconds):
-        while not (found := true()): await asyncio.sleep(0.02)
+        while not (found := true()): await asyncio.sleep(0.02) # noqa: ASYNC110
     return found
 
 
@@ -170,7 +170,7 @@ def test_wounds_leave_no_naked_leg(tmp_path):
                 for venue, faults in wounds:
                     before = done()
                     for f in faults: await hurt(w, venue, **f)
-                    await until(lambda: bot.process.poll() is not None or done() > before)
+                    await until(lambda before=before: bot.process.poll() is not None or done() > before)
                 bot.process.send_signal(signal.SIGTERM)
                 code, result, log = await bot.ended()
                 assert code == 0, log

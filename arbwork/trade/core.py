@@ -92,6 +92,7 @@ class Status(msgspec.Struct, frozen=True):
     why:str = ''              # what halted or paused it
     wall_ns:int = 0           # wall time UTC at which it was said
 
+# %% ../../nbs/trade/02_core.ipynb #28fe74d0
 class LegReport(msgspec.Struct, frozen=True):
     "One order of a trade as it ended."
     client_id:str
@@ -161,6 +162,7 @@ class Restart(msgspec.Struct, frozen=True):
     "Another process goes on from here."
     why:str = ''
 
+# %% ../../nbs/trade/02_core.ipynb #f7dd3d4c
 class Stop(msgspec.Struct, frozen=True):
     "The end of a session."
     why:str
@@ -243,12 +245,13 @@ class Core:
         self.begin = self.inventory.copy()
         self._carry()
 
-    def take(self)->list:
-        "What is to be done since it was last asked."
-        made, self.made = self.made, []
-        return made
-
 # %% ../../nbs/trade/02_core.ipynb #5daefaf9
+@patch
+def take(self:Core)->list:
+    "What is to be done since it was last asked."
+    made, self.made = self.made, []
+    return made
+
 @patch
 def _carry(self:Core):
     "A halt outlives a restart; so does the loss of the day, see `_mark`."
@@ -289,14 +292,24 @@ def row(self:Core,
     self._plan(now_ns)
     return 0, intents
 
+# %% ../../nbs/trade/02_core.ipynb #b7e6d1c6
 @patch
 def _mark(self:Core, now_ns:int):
     "Value what is held; past a limit, halt."
     first = not self.risk['marked_ns'][0]
     mark(now_ns, self.board, self.specs, self.begin, self.inventory, self.marks, self.params_row, self.risk)
     if first and self.start.pnl_day: self.risk['equity_day'] -= self.start.pnl_day
-    self.mark_ns = now_ns + NS
+    self.mark_ns, exposure = now_ns + NS, float(self.risk['exposure'][0])
+    if exposure > self.params.max_exposure and not self.open: self._halt(f'exposure {exposure:.2f} with no trade open, wanted at most {self.params.max_exposure:g}')
     self._watch(now_ns)
+
+@patch
+def _halt(self:Core, why:str):
+    "Begin nothing more until a person says so."
+    if self.risk['state'][0] == HALTED: return
+    self.risk['state'][0], self.risk['cause'][0] = HALTED, BY_PERSON
+    self.was, self.why = HALTED, why
+    self.made.append(Alert('halted', why, 'error'))
 
 @patch
 def _watch(self:Core, now_ns:int):
@@ -381,6 +394,7 @@ def _answer(self:Core, now_ns:int, u:VenueOrder):
     else: o.answer, o.ask_ns = said, now_ns + ASK_GAP_NS
     self._after(self.all_trades[o.place.trade], now_ns)
 
+# %% ../../nbs/trade/02_core.ipynb #a0c56443
 @patch
 def _stranger(self:Core, name:str, venue:str):
     "An order that is none of this session's: nothing is done, a person is told."
@@ -501,6 +515,7 @@ def _correct(self:Core, t:TradeState, now_ns:int, why:str, policy:str):
     if refusal: self.made.append(Alert('refused', f'trade {t.id}: {refusal}', 'error'))
     else: self._place(t, place, 0., now_ns)
 
+# %% ../../nbs/trade/02_core.ipynb #0f8d9c4c
 @patch
 def _do_reopen(self:Core, t:TradeState, now_ns:int, event:str): "Another deadline, for what came late."; t.deadline_ns, t.retry_ns = now_ns + int(self.params.deadline_s*NS), 0
 
@@ -513,10 +528,7 @@ def _do_alert(self:Core, t:TradeState, now_ns:int, event:str):
 @patch
 def _do_halt(self:Core, t:TradeState, now_ns:int, event:str):
     "Begin nothing more."
-    if self.risk['state'][0] != HALTED:
-        self.risk['state'][0], self.risk['cause'][0] = HALTED, BY_PERSON
-        self.was, self.why = HALTED, f'trade {t.id} could not be made whole'
-        self.made.append(Alert('halted', self.why, 'error'))
+    self._halt(f'trade {t.id} could not be made whole')
 
 @patch
 def _do_report(self:Core, t:TradeState, now_ns:int, event:str):
@@ -575,6 +587,7 @@ def _owed(self:Core, t:TradeState, now_ns:int):
             t.fetching.add(venue)
             self.made.append(Fetch(venue, instrument, t.opened_ns - 5*NS))
 
+# %% ../../nbs/trade/02_core.ipynb #62973be9
 @patch
 def _plan(self:Core, now_ns:int):
     "When it wants to hear the time next."
@@ -608,6 +621,7 @@ def _verb_set_params(self:Core, c:Command, now_ns:int)->str:
     self.lone_row[:] = self.params_row
     return ', '.join(f'{k}={getattr(self.params, k)}' for k in sorted(c.args))
 
+# %% ../../nbs/trade/02_core.ipynb #2766ed4b
 @patch
 def _verb_pause(self:Core, c:Command, now_ns:int)->str:
     if self.risk['state'][0] == HALTED: raise ConfigError(f'pause: the session is halted ({self.why})')
@@ -681,8 +695,7 @@ def give(self:Core,
     try: _HANDLERS[kind](self, now_ns, body)
     except DataError as e:
         self.made.append(Alert('impossible', str(e), 'error'))
-        self.risk['state'][0], self.risk['cause'][0] = HALTED, BY_PERSON
-        self.was, self.why = HALTED, str(e)
+        self._halt(str(e))
     self._plan(now_ns)
     return self.take()
 
@@ -741,6 +754,7 @@ def replay(
     if out is None: raise DataError('session journal: found nothing, wanted the entry start')
     return out
 
+# %% ../../nbs/trade/02_core.ipynb #01f890b2
 def _compare(out:Replay, e, same:bool, found:str, made:str):
     "Count one comparison."
     out.total += 1

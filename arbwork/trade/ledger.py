@@ -9,6 +9,7 @@ __all__ = ['ZERO', 'Posting', 'postings', 'Ledger', 'value', 'Difference', 'diff
 from decimal import Decimal
 
 import msgspec
+from fastcore.basics import patch
 
 from ..feed.events import Fill
 from ..market import DataError
@@ -63,27 +64,32 @@ class Ledger:
             account[m.asset] = account.get(m.asset, ZERO) + m.amount
         return True
 
-    def balance(self, venue:str, asset:str)->Decimal:
-        "What the venue should hold for us."
-        return self.wallet.get(venue, {}).get(asset, ZERO)
+# %% ../../nbs/trade/01_ledger.ipynb #0e3556fc
+@patch
+def balance(self:Ledger, venue:str, asset:str)->Decimal:
+    "What the venue should hold for us."
+    return self.wallet.get(venue, {}).get(asset, ZERO)
 
-    def change(self, venue:str, asset:str)->Decimal:
-        "What has come in since the opening; below zero it went out."
-        return self.balance(venue, asset) - self.opening.get(venue, {}).get(asset, ZERO)
+@patch
+def change(self:Ledger, venue:str, asset:str)->Decimal:
+    "What has come in since the opening; below zero it went out."
+    return self.balance(venue, asset) - self.opening.get(venue, {}).get(asset, ZERO)
 
-    def changes(self)->dict[str, Decimal]: # asset to amount over all venues
-        "What has come in since the opening, everywhere."
-        total:dict[str, Decimal] = {}
-        for v, assets in self.wallet.items():
-            for a in assets: total[a] = total.get(a, ZERO) + self.change(v, a)
-        return total
+@patch
+def changes(self:Ledger)->dict[str, Decimal]: # asset to amount over all venues
+    "What has come in since the opening, everywhere."
+    total:dict[str, Decimal] = {}
+    for v, assets in self.wallet.items():
+        for a in assets: total[a] = total.get(a, ZERO) + self.change(v, a)
+    return total
 
-    def fees_paid(self)->dict[str, Decimal]: # asset to amount over all venues
-        "What the venues kept."
-        total:dict[str, Decimal] = {}
-        for assets in self.fees.values():
-            for a, x in assets.items(): total[a] = total.get(a, ZERO) + x
-        return total
+@patch
+def fees_paid(self:Ledger)->dict[str, Decimal]: # asset to amount over all venues
+    "What the venues kept."
+    total:dict[str, Decimal] = {}
+    for assets in self.fees.values():
+        for a, x in assets.items(): total[a] = total.get(a, ZERO) + x
+    return total
 
 # %% ../../nbs/trade/01_ledger.ipynb #c5fb4bec
 def value(

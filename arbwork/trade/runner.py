@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..clock import NS
 from ..decide.risk import HALTED
 from ..feed.events import Balance, Fill, OrderUpdate
-from ..market import ArbworkError, DataError, VenueError
+from ..market import ArbworkError, ConfigError, DataError, VenueError
 from . import workers
 from .core import MADE, STEP, Ack, Command, Core, Fetched, Restart, Silence, Stop, Timer, TradeReport, replay
 from .order import Alert, Ask, Cancel, Fetch, Place
@@ -44,7 +44,6 @@ class Runner:
         self.tasks, self.failure, self.closed, self.why = set(), None, False, ''
         self._step, self._heard = np.zeros(1, STEP), self._last_control()
         self.reports:list[TradeReport] = []
-        self.changed = asyncio.Event()
 
     def _last_control(self)->int:
         "Commands that are older than this session are not its."
@@ -55,35 +54,44 @@ class Runner:
         "The first entry of a new session."
         self.journal.append(self.stream, 'start', encode(self.core.start), ts_ns=self.core.start.started_ns, durable=True)
 
-    def on_row(self, row):
-        "A book, from a feed."
-        if self.closed: return
+# %% ../../nbs/trade/05_runner.ipynb #fa64d33a
+@patch
+def on_row(self:Runner, row):
+    "A book, from a feed."
+    if self.closed: return
+    try:
         now_ns = self.clock.now_ns()
         code, intents = self.core.row(now_ns, row)
         step = self._step[0]
         step['now_ns'], step['row'], step['code'], step['n'] = now_ns, row, code, len(intents)
-        try: self.journal.append_rows(self.stream, 'steps', self._step, now_ns)
-        except ArbworkError as e: return self.fail(e)
+        self.journal.append_rows(self.stream, 'steps', self._step, now_ns)
         if self.core.made: self.do(self.core.take(), now_ns)
+    except Exception as e: self.fail(e)
 
-    def give(self, kind:str, body):
-        "Anything else: journal, core, action."
-        if self.closed: return
+@patch
+def give(self:Runner, kind:str, body):
+    "Anything else: journal, core, action."
+    if self.closed: return
+    try:
         now_ns = self.clock.now_ns()
-        try: self.journal.append(self.stream, kind, encode(body), ts_ns=now_ns)
-        except ArbworkError as e: return self.fail(e)
+        self.journal.append(self.stream, kind, encode(body), ts_ns=now_ns)
         self.do(self.core.give(kind, now_ns, body), now_ns)
+    except Exception as e: self.fail(e)
 
-    def on_event(self, venue:str, event:OrderUpdate|Fill|Balance):
-        "What a venue says by itself."
-        if isinstance(event, Fill): self.give('fill', tagged(venue, event))
-        elif isinstance(event, OrderUpdate): self.give('order', tagged(venue, event))
+@patch
+def on_event(self:Runner, venue:str, event:OrderUpdate|Fill|Balance):
+    "What a venue says by itself."
+    if isinstance(event, Fill): self.give('fill', tagged(venue, event))
+    elif isinstance(event, OrderUpdate): self.give('order', tagged(venue, event))
 
-    def fail(self, e:Exception):
-        "The journal is gone: nothing more may be decided, for nothing more could be proved."
-        if self.failure is None: self.log.error('journal_failed', error=str(e))
-        self.failure, self.closed = e, True
-        self.changed.set()
+# %% ../../nbs/trade/05_runner.ipynb #f1f13d4a
+@patch
+def fail(self:Runner, e:Exception):
+    "Nothing more may be decided."
+    if self.failure is None:
+        self.log.error('session_failed', error=repr(e), session=self.session)
+        self.failure = e
+    self.closed = True
 
 # %% ../../nbs/trade/05_runner.ipynb #9af4d9d1
 @patch
@@ -91,8 +99,7 @@ def do(self:Runner, actions:list, now_ns:int):
     "Journal what came out and start a worker for each thing to be done."
     for a in actions:
         kind = MADE.get(type(a))
-        try: ticket = self.journal.append(self.stream, kind, encode(a), ts_ns=now_ns, durable=type(a) is Place) if kind else None
-        except ArbworkError as e: return self.fail(e)
+        ticket = self.journal.append(self.stream, kind, encode(a), ts_ns=now_ns, durable=type(a) is Place) if kind else None
         if type(a) is Place: self._start(workers.send(a, self.links[a.venue], ticket, self.state, self.give), 'silence', Silence(a.order.client_id, 'place', 'other'))
         elif type(a) is Ask: self._start(workers.ask(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'ask', 'other'))
         elif type(a) is Cancel: self._start(workers.cancel(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'cancel', 'other'))
@@ -100,7 +107,6 @@ def do(self:Runner, actions:list, now_ns:int):
         elif type(a) is Alert: getattr(self.log, a.level)(a.name, detail=a.detail, session=self.session)
         elif type(a) is Ack: self._ack(a)
         elif type(a) is TradeReport: self._report(a)
-        self.changed.set()
 
 @patch
 def state(self:Runner, name:str)->str:
@@ -193,6 +199,7 @@ async def run(self:Runner,
         for task in loops: task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
 
+# %% ../../nbs/trade/05_runner.ipynb #43adf9aa
 @patch
 async def end(self:Runner)->Stop:
     "Begin nothing, make whole what is open, compare, say goodbye."
@@ -250,6 +257,8 @@ async def recover(
 )->tuple[Runner, Stop]:
     "Settle a session that ended without saying so."
     past = replay(session_entries(journal, session))
+    missing = [v for v in past.core.venues if v not in links]
+    if missing: raise ConfigError(f'session {session} was left open at {missing[0]}, found links to {", ".join(links)}; settle it with settings that name {missing[0]}')
     if past.first: (log or Quiet()).error('replay_differs', session=session, first=past.first)
     runner = Runner(past.core, journal, {v: links[v] for v in past.core.venues}, clock, wall, log)
     runner.why = 'recovered'

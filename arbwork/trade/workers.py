@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+from fastcore.basics import patch
 
 from ..decide.fill import CONSUMED, refresh, take
 from ..feed.events import BOOK, Balance, Fill, NewOrder, OrderUpdate
@@ -124,6 +125,8 @@ class PaperLink:
         self.books[i] = row
         refresh(self.books, i, self.consumed, i)
 
+    async def cancel(self, instrument:str, client_id:str)->OrderUpdate: return await self.order(instrument, client_id)
+
     async def place(self, order:NewOrder)->OrderUpdate:
         await self.clock.sleep(self.latency_s)
         if order.client_id in self.done: raise VenueError(f'{self.venue} {order.client_id}: an order of this name exists', 'duplicate_id')
@@ -137,25 +140,31 @@ class PaperLink:
         self.on_event(update)
         return update
 
-    def _book(self, order:NewOrder, filled:float, notional:float)->tuple[Decimal, str]:
-        "Turn what the model gave into one fill and move the paper."
-        lot, word = self.listings[order.instrument].lot, f'paper{len(self.done) + 1}'
-        qty = round(decimal(filled)/lot)*lot
-        if not qty: return qty, word
-        base, _, quote = order.instrument.partition('-')
-        px = round(decimal(notional)/decimal(filled), 8)
-        got, gave = ((base, qty), (quote, qty*px)) if order.side == BUY else ((quote, qty*px), (base, qty))
-        fee = got[1]*self.fee
-        for asset, x in ((got[0], got[1] - fee), (gave[0], -gave[1])): self.holdings[asset] = self.holdings.get(asset, Decimal(0)) + x
-        f = Fill(order.client_id, word, f'{word}-1', order.instrument, order.side, px, qty, fee, got[0], False, self.clock.now_ns())
-        self.all_fills.append(f)
-        self.on_event(f)
-        return qty, word
+# %% ../../nbs/trade/03_workers.ipynb #8e3357fe
+@patch
+def _book(self:PaperLink, order:NewOrder, filled:float, notional:float)->tuple[Decimal, str]:
+    "Turn what the model gave into one fill and move the paper."
+    lot, word = self.listings[order.instrument].lot, f'paper{len(self.done) + 1}'
+    qty = round(decimal(filled)/lot)*lot
+    if not qty: return qty, word
+    base, _, quote = order.instrument.partition('-')
+    px = round(decimal(notional)/decimal(filled), 8)
+    got, gave = ((base, qty), (quote, qty*px)) if order.side == BUY else ((quote, qty*px), (base, qty))
+    fee = got[1]*self.fee
+    for asset, x in ((got[0], got[1] - fee), (gave[0], -gave[1])): self.holdings[asset] = self.holdings.get(asset, Decimal(0)) + x
+    f = Fill(order.client_id, word, f'{word}-1', order.instrument, order.side, px, qty, fee, got[0], False, self.clock.now_ns())
+    self.all_fills.append(f)
+    self.on_event(f)
+    return qty, word
 
-    async def cancel(self, instrument:str, client_id:str)->OrderUpdate: return await self.order(instrument, client_id)
-    async def order(self, instrument:str, client_id:str)->OrderUpdate:
-        return self.done.get(client_id) or OrderUpdate(client_id, '', instrument, 0, 'unknown_order', Decimal(0), Decimal(0), self.clock.now_ns())
-    async def open_orders(self, instrument:str='')->list[OrderUpdate]: return []
-    async def fills(self, instrument:str, since_ns:int)->list[Fill]: return [f for f in self.all_fills if f.instrument == instrument and f.ts_venue_ns >= since_ns]
-    async def balances(self)->list[Balance]: return [Balance(a, x, Decimal(0)) for a, x in self.holdings.items()]
-    async def close(self): "Nothing is held."
+@patch
+async def order(self:PaperLink, instrument:str, client_id:str)->OrderUpdate:
+    return self.done.get(client_id) or OrderUpdate(client_id, '', instrument, 0, 'unknown_order', Decimal(0), Decimal(0), self.clock.now_ns())
+@patch
+async def open_orders(self:PaperLink, instrument:str='')->list[OrderUpdate]: return []
+@patch
+async def fills(self:PaperLink, instrument:str, since_ns:int)->list[Fill]: return [f for f in self.all_fills if f.instrument == instrument and f.ts_venue_ns >= since_ns]
+@patch
+async def balances(self:PaperLink)->list[Balance]: return [Balance(a, x, Decimal(0)) for a, x in self.holdings.items()]
+@patch
+async def close(self:PaperLink): "Nothing is held."

@@ -1,0 +1,150 @@
+"The shell of a session: a journal that fails, a worker that fails, a link that is down, orders that nobody owns."
+import asyncio
+from decimal import Decimal
+
+import msgspec
+import numpy as np
+import pytest
+
+from arbwork.clock import WallClock
+from arbwork.decide.contract import Universe
+from arbwork.feed.events import BOOK, VALID, OrderUpdate
+from arbwork.market import ConfigError, DataError, Listing, VenueError
+from arbwork.settings import make_params
+from arbwork.store.journal import open_journal
+from arbwork.trade.core import Command, Core, SessionStart, replay
+from arbwork.trade.reconcile import session_entries
+from arbwork.trade.runner import Runner, clear_orphans, recover
+from arbwork.trade.workers import PaperLink
+
+LINK_AT = {v: Listing(v, 'LINK-USDT', 'LINKUSDT', Decimal('0.001'), Decimal('0.01'), Decimal('0.01'), Decimal('5')) for v in ('binance', 'bybit')}
+UNIVERSE = Universe(list(LINK_AT.values()), {'binance': (10, 10), 'bybit': (10, 10)})
+FUNDS = {v: {'LINK': Decimal(500), 'USDT': Decimal(20_000)} for v in LINK_AT}
+
+
+class Watched(PaperLink):
+    "A paper account that counts what reaches it and can be broken."
+    broken, sent = None, ()
+    async def place(self, order):
+        self.sent = (*self.sent, order.client_id)
+        if self.broken: raise self.broken
+        return await super().place(order)
+
+
+def a_session(journal, name='one', **params):
+    clock = WallClock()
+    wishes = dict(max_notional=1_000, cooldown_s=60, deadline_s=1, max_age_s=60) | params
+    links = {}
+    runner = Runner(Core(SessionStart(name, 'sim', 'cross', make_params(wishes), UNIVERSE, FUNDS, clock.now_ns(), window_s=0.2)), journal, links, clock, clock)
+    for slot, venue in enumerate(LINK_AT):
+        links[venue] = Watched(venue, {'LINK-USDT': slot}, {'LINK-USDT': LINK_AT[venue]}, 10, FUNDS[venue], clock, lambda e, venue=venue: runner.on_event(venue, e), 0.001)
+    runner.begin()
+    return runner
+
+
+def drift(runner):
+    for slot, bid in ((0, 26.69), (1, 26.81)):
+        row = np.zeros(1, BOOK)[0]
+        row['ts_recv_ns'], row['slot'], row['state'] = runner.clock.now_ns(), slot, VALID
+        for i in range(5):
+            row['bid_px'][i], row['ask_px'][i], row['bid_qty'][i], row['ask_qty'][i] = bid - i*0.01, bid + 0.01 + i*0.01, 200, 200
+        for link in runner.links.values(): link.row(row)
+        runner.on_row(row)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    j = open_journal(f'sqlite:///{tmp_path}/journal.db')
+    yield j
+    j.close()
+
+
+async def to_the_end(runner, seconds=0.3):
+    stop = asyncio.Event()
+    running = asyncio.create_task(runner.run(stop=stop))
+    await asyncio.sleep(0.05)
+    drift(runner)
+    await asyncio.sleep(seconds)
+    stop.set()
+    return await running
+
+
+def sent(runner): return [x for link in runner.links.values() for x in link.sent]
+
+
+def test_without_a_journal_nothing_leaves(journal):
+    class Full:
+        def __init__(self, inner): self.inner = inner
+        def __getattr__(self, name): return getattr(self.inner, name)
+        def append(self, stream, kind, body, **how):
+            if kind == 'intent': raise DataError('journal: no space left')
+            return self.inner.append(stream, kind, body, **how)
+    runner = a_session(Full(journal))
+    with pytest.raises(DataError, match='no space left'): asyncio.run(to_the_end(runner))
+    assert sent(runner) == [] and runner.closed
+
+
+def test_an_intent_that_does_not_become_durable_does_not_leave(journal):
+    class Late:
+        offset = 1
+        async def done(self): raise DataError('journal: cannot be written')
+    class Failing:
+        def __init__(self, inner): self.inner = inner
+        def __getattr__(self, name): return getattr(self.inner, name)
+        def append(self, stream, kind, body, **how): return Late() if kind == 'intent' else self.inner.append(stream, kind, body, **how)
+    runner = a_session(Failing(journal))
+    with pytest.raises(DataError, match='cannot be written'): asyncio.run(to_the_end(runner))
+    assert sent(runner) == []
+
+
+@pytest.mark.parametrize('error', [RuntimeError('a bug'), VenueError('no word', 'unknown_outcome'), OSError('reset'), VenueError('busy', 'venue_down')])
+def test_no_word_is_asked_about_and_nothing_stays_open(journal, error):
+    runner = a_session(journal)
+    runner.links['bybit'].broken = error
+    word = asyncio.run(to_the_end(runner, 1.5))
+    assert word.clean and not runner.core.open and runner.core.orders['one-1-1-0'].state == 'ABSENT'
+    assert runner.core.all_trades[1].total(1) == runner.core.all_trades[1].total(-1) > 0
+    assert replay(session_entries(journal, 'one')).first == ''
+
+
+def test_a_refusal_is_believed(journal):
+    runner = a_session(journal)
+    runner.links['bybit'].broken = VenueError('balance', 'insufficient_funds')
+    word = asyncio.run(to_the_end(runner))
+    assert word.clean and runner.core.orders['one-1-1-0'].state == 'REJECTED' and len(sent(runner)) == 3
+
+
+def test_a_link_that_is_down_is_not_written_to(journal):
+    runner = a_session(journal)
+    runner.links['bybit'].live = False
+    word = asyncio.run(to_the_end(runner))
+    assert word.clean and runner.links['bybit'].sent == () and runner.core.orders['one-1-1-0'].why.startswith('not sent')
+
+
+def test_commands_older_than_the_session_are_not_obeyed(journal):
+    journal.append('control', 'command', msgspec.msgpack.encode(Command('old', 'halt')), ts_ns=0, key='old').wait()
+    runner = a_session(journal)
+    journal.append('control', 'command', b'\xc1', ts_ns=0).wait()
+    journal.append('control', 'command', msgspec.msgpack.encode(Command('new', 'set_params', {'min_edge_bps': 7})), ts_ns=0, key='new').wait()
+    asyncio.run(to_the_end(runner, 0.1))
+    assert [e.key for e in journal.read('control-ack')] == ['new', 'one-end'] and runner.core.params.min_edge_bps == 7
+
+
+def test_orphans_are_cancelled_and_strangers_left_alone(journal):
+    class Resting(Watched):
+        gone = ()
+        async def open_orders(self, instrument=''):
+            return [OrderUpdate(x, 'v', 'LINK-USDT', 1, 'acked', Decimal(1), Decimal(0), 0) for x in ('one-1-0-0', 'lost-3-1-0', 'web_3f9a')]
+        async def cancel(self, instrument, client_id): self.gone = (*self.gone, client_id)
+    runner = a_session(journal)
+    journal.flush()
+    link = runner.links['binance']
+    link.__class__ = Resting
+    assert asyncio.run(clear_orphans(journal, {'binance': link})) == 1 and link.gone == ('lost-3-1-0',)
+
+
+def test_a_session_left_open_at_a_venue_that_is_gone_is_not_forgotten(journal):
+    runner = a_session(journal)
+    journal.flush()
+    with pytest.raises(ConfigError, match='left open at bybit'):
+        asyncio.run(recover('one', journal, {'binance': runner.links['binance']}, runner.clock, runner.clock))

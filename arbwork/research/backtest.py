@@ -236,8 +236,10 @@ def _run(
     funnel,    # (reasons,); written
 )->None:
     "One parameter set over one tape."
-    n, b, v, i = w.tape.shape[0], 0, 0, 0
-    while i < n and not w.count[C_FULL]:
+    rows, board, specs, start, inventory, trades, params = w.tape, w.board, w.specs, w.start, w.inventory, w.trades, w.params
+    memory, marked, risk, out, count, consumed = w.memory, w.marks, w.risk, w.out, w.count, w.consumed
+    n, b, v, i = rows.shape[0], 0, 0, 0
+    while i < n and not count[C_FULL]:
         while v < visits.shape[0] and visits[v] < i: v += 1
         j = visits[v] if v < visits.shape[0] else n
         if j > i and _quiet(w):
@@ -245,12 +247,15 @@ def _run(
             _pass_over(w, i, j)
             i = j
             if i == n: break
-        now_ns = w.tape[i].ts_recv_ns
+        now_ns, s = rows[i].ts_recv_ns, rows[i].slot
         while now_ns > ends_ns[b]: b = _bucket(w, b, ends_ns, equity, marks, False)
-        _settle(w, now_ns)
-        if _receive(w, i, now_ns): code = step(now_ns, w.scratch, 0, w.board, w.specs, w.start, w.inventory, w.trades, w.params, w.memory,
-                                               w.marks, w.risk, w.out)
-        else: code = step(now_ns, w.tape, i, w.board, w.specs, w.start, w.inventory, w.trades, w.params, w.memory, w.marks, w.risk, w.out)
+        if count[C_ORDERS] or count[C_WAITS]: _settle(w, now_ns)
+        if count[C_WAITS] or consumed[s].n[0] or consumed[s].n[1]: eaten = _receive(w, i, now_ns)
+        else:
+            eaten, w.received[s], w.dirty[s] = False, i, 0
+            if w.standing[s] < i: w.standing[s] = i
+        code = (step(now_ns, w.scratch, 0, board, specs, start, inventory, trades, params, memory, marked, risk, out) if eaten else
+                step(now_ns, rows, i, board, specs, start, inventory, trades, params, memory, marked, risk, out))
         if code > 0: _open(w, i, now_ns)
         else: funnel[-code] += 1
         i += 1

@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .demo import Children, World, failed, free_ports, rehearsal, tail
 from .widgets import Workbench
 from ..market import ArbworkError, ConfigError
@@ -44,11 +46,12 @@ class House:
         "A process that outlives this one, with its output in a log."
         self.logs.mkdir(parents=True, exist_ok=True)
         with open(self.logs/f'{name}.log', 'ab') as log:
-            child = subprocess.Popen([sys.executable, '-m', *map(str, args)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            child = subprocess.Popen([sys.executable, '-m', *map(str, args)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                     start_new_session=True)
         child.name, child.log = name, self.logs/f'{name}.log'
         return child
 
-    def open(self)->Client:
+    def connect(self)->Client:
         "A client of the API, which is started if it does not answer."
         client = local_client(self.settings)
         try: client.healthz(); return client
@@ -60,12 +63,14 @@ class House:
 
     def start(self, client:Client)->str:
         "Start the bot; words on how that went."
-        bot = self.spawn('live', 'arbwork.live', '--mode', self.mode, '--settings', self.settings.path, *(f'--balance={a}={x}' for a, x in self.balances.items()))
+        money = [f'--balance={asset}={qty}' for asset, qty in self.balances.items()]
+        bot = self.spawn('live', 'arbwork.live', '--mode', self.mode, '--settings', self.settings.path, *money)
         awaited(bot, lambda: client.status()['running'], 60)
         return f'{self.mode} session started, process {bot.pid}; it goes on without this notebook'
 
     def close(self): "Nothing here ends with the notebook."
 
+# %% ../../nbs/desk/20_rehearse.ipynb #ad37538a
 def answers(client:Client)->bool:
     "Whether the API is there."
     try: return client.healthz()['ok']
@@ -76,7 +81,8 @@ def awaited(child, until, seconds:float):
     deadline = time.monotonic() + seconds
     while not until():
         if child.poll() is not None: raise failed(child)
-        if time.monotonic() > deadline: raise ArbworkError(f'{child.name}: nothing after {seconds:.0f} s; its log is {child.log}:\n{tail(child.log)}')
+        if time.monotonic() > deadline:
+            raise ArbworkError(f'{child.name}: nothing after {seconds:.0f} s; its log is {child.log}:\n{tail(child.log)}')
         time.sleep(0.1)
 
 # %% ../../nbs/desk/20_rehearse.ipynb #516d95e3
@@ -98,42 +104,48 @@ class Rehearsal:
         self.port, self.world, self.bot = free_ports(1), None, None
         atexit.register(self.close)
 
-    def settings_at(self, addresses:dict[str, str], instrument:str)->Settings:
-        "The person's settings with these venues."
-        return load_settings(rehearsal(self.mine, self.folder, addresses, instrument, self.port))
+# %% ../../nbs/desk/20_rehearse.ipynb #6fe6b779
+@patch
+def settings_at(self:Rehearsal, addresses:dict[str, str], instrument:str)->Settings:
+    "The person's settings with these venues."
+    return load_settings(rehearsal(self.mine, self.folder, addresses, instrument, self.port))
 
-    def open(self)->Client:
-        "Start the API; a client of it."
-        s = self.settings_at({name: '127.0.0.1:9' for name in self.mine.venues}, self.mine.instruments[0])
-        bring(self.mine, self.folder)
-        client = local_client(s)
-        awaited(self.children.start('api', 'arbwork', 'api', '--settings', s.path, '--json'), lambda: answers(client), 20)
-        return client
+@patch
+def connect(self:Rehearsal)->Client:
+    "Start the API; a client of it."
+    s = self.settings_at({name: '127.0.0.1:9' for name in self.mine.venues}, self.mine.instruments[0])
+    bring(self.mine, self.folder)
+    client = local_client(s)
+    awaited(self.children.start('api', 'arbwork', 'api', '--settings', s.path, '--json'), lambda: answers(client), 20)
+    return client
 
-    def start(self, client:Client)->str:
-        "A new world and a bot in it; words on how that went."
-        load_manifest(self.mine.promoted, 'cross')
-        self.leave()
-        keys = secrets.token_hex(16), secrets.token_hex(32)
-        self.world = World(self.children, 'workbench', self.scenario, self.seed, self.speed, self.hours, lead=5., keys=keys)
-        s = self.settings_at(self.world.addresses, self.world.about['instrument'])
-        vault = open_vault(s, environ=self.children.env)
-        for venue in s.venues: vault.put(venue, dict(key=keys[0], secret=keys[1]))
-        self.bot = self.children.start('live', 'arbwork.live', '--mode', 'sim', '--settings', s.path, '--clock-speed', self.speed, '--json')
-        awaited(self.bot, lambda: client.status()['running'], 60)
-        return f'rehearsal started: {self.scenario}, seed {self.seed}, {self.speed:g} times as fast as the wall'
+@patch
+def start(self:Rehearsal, client:Client)->str:
+    "A new world and a bot in it; words on how that went."
+    load_manifest(self.mine.promoted, 'cross')
+    self.leave()
+    keys = secrets.token_hex(16), secrets.token_hex(32)
+    self.world = World(self.children, 'workbench', self.scenario, self.seed, self.speed, self.hours, lead=5., keys=keys)
+    s = self.settings_at(self.world.addresses, self.world.about['instrument'])
+    vault = open_vault(s, environ=self.children.env)
+    for venue in s.venues: vault.put(venue, dict(key=keys[0], secret=keys[1]))
+    self.bot = self.children.start('live', 'arbwork.live', '--mode', 'sim', '--settings', s.path, '--clock-speed', self.speed, '--json')
+    awaited(self.bot, lambda: client.status()['running'], 60)
+    return f'rehearsal started: {self.scenario}, seed {self.seed}, {self.speed:g} times as fast as the wall'
 
-    def leave(self):
-        "End the bot, then its world."
-        for child in (self.bot, self.world and self.world.process):
-            if child: self.children.stop(child, 25)
-        self.bot = self.world = None
+@patch
+def leave(self:Rehearsal):
+    "End the bot, then its world."
+    for child in (self.bot, self.world and self.world.process):
+        if child: self.children.stop(child, 25)
+    self.bot = self.world = None
 
-    def close(self):
-        "End everything."
-        self.leave()
-        self.children.__exit__()
-        self.claim.release()
+@patch
+def close(self:Rehearsal):
+    "End everything."
+    self.leave()
+    self.children.__exit__()
+    self.claim.release()
 
 # %% ../../nbs/desk/20_rehearse.ipynb #a0d0e71d
 def bring(
@@ -164,7 +176,7 @@ def open_workbench(
     s = settings if isinstance(settings, Settings) else load_settings(settings)
     if old := _opened.pop(s.var, None): old.close(); old.house.close()
     house = Rehearsal(s, **more) if mode == 'sim' else House(s, mode, **more)
-    try: client = house.open()
+    try: client = house.connect()
     except BaseException: house.close(); raise
     bench = Workbench(client, lambda: house.start(client))
     bench.house, _opened[s.var] = house, bench

@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastcore.basics import patch
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from starlette.exceptions import HTTPException
@@ -90,9 +91,6 @@ class Guard:
             if not started: await Problem(500, 'server', 'the server failed; its log says how').response()(scope, receive, sealed)
             raise
 
-# %% ../../nbs/serve/02_api.ipynb #ff34e735
-from fastcore.basics import patch
-
 # %% ../../nbs/serve/02_api.ipynb #9bb5503b
 @patch
 def check(self:Guard, scope):
@@ -116,7 +114,8 @@ async def body(self:Guard, scope, receive)->bytes:
                 message = await receive()
                 if message['type'] == 'http.disconnect': raise Problem(400, 'disconnected', 'request body', 'the connection ended', 'all of it')
                 size += len(message.get('body', b''))
-                if size > MAX_BODY: raise Problem(413, 'too_large', 'request body', f'over {MAX_BODY} bytes', f'at most {MAX_BODY}', {'connection': 'close'})
+                if size > MAX_BODY:
+                    raise Problem(413, 'too_large', 'request body', f'over {MAX_BODY} bytes', f'at most {MAX_BODY}', {'connection': 'close'})
                 parts.append(message.get('body', b''))
                 if not message.get('more_body'): return b''.join(parts)
     except TimeoutError as e:
@@ -244,14 +243,16 @@ def checked(
     if not values: raise Problem(400, 'bad_parameter', 'request body', 'no parameters', 'one at least')
     for name, x in values.items():
         kind = Params.__annotations__.get(name)
-        if kind is not None and (isinstance(x, bool) or not isinstance(x, str if kind is str else int if kind is int else (int, float))):
+        fits = {None: object, str: str, int: int}.get(kind, (int, float))
+        if kind is not None and (isinstance(x, bool) or not isinstance(x, fits)):
             raise Problem(400, 'bad_parameter', f'parameter {name}', repr(x)[:64], {str: 'some text', int: 'a whole number'}.get(kind, 'a number'))
     try: make_params(values, base)
     except ConfigError as e: raise problem(400, 'bad_parameter', str(e)[:400]) from e
     return values
 
 PARAMS_SCHEMA = {'type': 'object', 'minProperties': 1, 'additionalProperties': False, 'properties': {
-    **{name: {'type': 'integer' if Params.__annotations__[name] is int else 'number', 'minimum': low, 'maximum': high} for name, (low, high) in RANGES.items()},
+    **{name: {'type': 'integer' if Params.__annotations__[name] is int else 'number', 'minimum': low, 'maximum': high}
+       for name, (low, high) in RANGES.items()},
     'single_leg': {'type': 'string', 'enum': list(SINGLE_LEG)}}}
 
 # %% ../../nbs/serve/02_api.ipynb #00ba8ee5
@@ -353,7 +354,8 @@ async def session_report(desk:Desk)->dict|None:
     legs = [leg for t in trades for leg in t.legs]
     return dict(session=said.session, mode=said.mode, state=said.state, trades=len(trades), fills=said.fills, pnl_quote=said.pnl_quote,
                 expected_quote=sum(t.expected_quote for t in done), fees_quote=sum(leg.fee_quote for leg in legs),
-                won=sum(t.pnl_quote > 0 for t in done), residual_qty=sum(t.residual_qty for t in trades), exposure=said.exposure, reasons=said.reasons)
+                won=sum(t.pnl_quote > 0 for t in done), residual_qty=sum(t.residual_qty for t in trades), exposure=said.exposure,
+                reasons=said.reasons)
 
 # %% ../../nbs/serve/02_api.ipynb #c8f1370f
 VERB_SCOPES = dict(pause='trade', resume='trade', halt='trade', stop='trade', release='admin')
@@ -375,7 +377,8 @@ def _steering(app:FastAPI, auth:Auth, desk:Desk, settings:Settings):
         async def steer(request:Request):
             _only(request)
             who = identify(auth, request, VERB_SCOPES[verb], desk.clock.now_ns())
-            if (await request.body()).strip() not in (b'', b'{}'): raise Problem(400, 'bad_json', 'request body', 'something', 'nothing')
+            if (await request.body()).strip() not in (b'', b'{}'):
+                raise Problem(400, 'bad_json', 'request body', 'something', 'nothing')
             return _json(await desk.tell(verb, who))
     for verb in VERB_SCOPES: route(verb)
 
@@ -385,12 +388,13 @@ def _steering(app:FastAPI, auth:Auth, desk:Desk, settings:Settings):
         _only(request)
         identify(auth, request, 'read', desk.clock.now_ns())
         answer, _ = await desk.ack(command_id, 0)
-        if answer is None: raise Problem(404, 'no_answer', f'command {command_id[:32]}', 'no answer in the journal', 'the id of an answered command')
+        if answer is None:
+            raise Problem(404, 'no_answer', f'command {command_id[:32]}', 'no answer in the journal', 'the id of an answered command')
         return _json(answer)
 
 # %% ../../nbs/serve/02_api.ipynb #842597d4
-GAUGES = dict(pnl_quote='Profit and loss since the session began, quote currency', equity='Equity, quote currency', exposure='Unhedged base, quote currency',
-              trades='Trades begun', fills='Fills booked', open_trades='Trades under way', rows='Book rows seen', pnl_day='Profit and loss of the day, quote currency')
+GAUGES = dict(pnl_quote='Profit and loss since the session began, quote currency', equity='Equity, quote currency',
+              exposure='Unhedged base, quote currency', trades='Trades begun', fills='Fills booked', open_trades='Trades under way', rows='Book rows seen', pnl_day='Profit and loss of the day, quote currency')
 
 def _gauges(said:Status|None, age_s:float):
     "The status as Prometheus families."
@@ -398,7 +402,8 @@ def _gauges(said:Status|None, age_s:float):
     if said is None: return
     yield GaugeMetricFamily('arbwork_status_age_seconds', 'Since the session last reported', age_s)
     for name, words in GAUGES.items(): yield GaugeMetricFamily(f'arbwork_{name}', words, getattr(said, name))
-    for name, words, label, values in (('edge_bps', 'Net edge at the touch, bps', 'pair', said.edges), ('rows_refused', 'Rows by reason', 'reason', said.reasons)):
+    for name, words, label, values in (('edge_bps', 'Net edge at the touch, bps', 'pair', said.edges),
+                                       ('rows_refused', 'Rows by reason', 'reason', said.reasons)):
         family = GaugeMetricFamily(f'arbwork_{name}', words, labels=[label])
         for key, x in values.items():
             if x is not None: family.add_metric([key], x)
@@ -465,7 +470,9 @@ def _bound(host:str, port:int)->socket.socket:
     "A listening socket on loopback, or a `ConfigError`."
     try: loopback = ipaddress.ip_address('127.0.0.1' if host == 'localhost' else host).is_loopback
     except ValueError: loopback = False
-    if not loopback: raise ConfigError(f'[api] host: found {host!r}, wanted a loopback address such as 127.0.0.1; for access from elsewhere put a proxy with TLS or a tunnel in front')
+    if not loopback:
+        raise ConfigError(f'[api] host: found {host!r}, wanted a loopback address such as 127.0.0.1; '
+                          'for access from elsewhere put a proxy with TLS or a tunnel in front')
     s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: s.bind((host, port)); s.listen(128)
@@ -491,8 +498,9 @@ def run_api(
     sock = _bound(host, settings.api_port if port is None else port)
     journal = open_journal(settings.journal)
     try:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings, journal, auth=auth), log_level='warning', access_log=False, server_header=False,
-                                               proxy_headers=False, ws='none', limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=2))
+        app = create_app(settings, journal, auth=auth)
+        server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, server_header=False, proxy_headers=False, ws='none',
+                                               limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=2))
         if on_ready: on_ready(f'http://{f"[{host}]" if ":" in host else host}:{sock.getsockname()[1]}')
         server.run(sockets=[sock])
     finally:

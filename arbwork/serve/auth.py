@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from fastcore.basics import patch
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
@@ -87,9 +88,6 @@ class Auth:
         with self._lock: return self._db.execute(sql, values).fetchall()
 
     def close(self): self._db.close()
-
-# %% ../../nbs/serve/01_auth.ipynb #617ec300
-from fastcore.basics import patch
 
 # %% ../../nbs/serve/01_auth.ipynb #2e6e35fc
 @patch

@@ -13,6 +13,7 @@ __all__ = ['ApiError', 'Client', 'local_client']
 
 # %% ../../nbs/serve/03_client.ipynb #ef75889e
 import httpx
+from fastcore.basics import patch
 
 from ..clock import WallClock
 from ..market import ArbworkError, ConfigError
@@ -30,7 +31,8 @@ def _told(r:httpx.Response)->ApiError:
     "The error that an answer describes."
     try: said = r.json()
     except ValueError: said = {}
-    if not isinstance(said, dict) or 'what' not in said: return ApiError(f'{r.request.url}: found status {r.status_code}, wanted an answer of the control API', r.status_code, 'other')
+    if not isinstance(said, dict) or 'what' not in said:
+        return ApiError(f'{r.request.url}: found status {r.status_code}, wanted an answer of the control API', r.status_code, 'other')
     rest = ', '.join(f'{k} {said[k]}' for k in ('found', 'wanted') if said.get(k))
     return ApiError(said['what'] + (f': {rest}' if rest else ''), r.status_code, said.get('error', 'other'))
 
@@ -59,9 +61,6 @@ class Client:
         except httpx.HTTPError as e: raise ApiError(f'{self.base_url}{path}: {e}; is `arbwork api` running?') from e
         if not r.is_success: raise _told(r)
         return r
-
-# %% ../../nbs/serve/03_client.ipynb #dcaa00e5
-from fastcore.basics import patch
 
 # %% ../../nbs/serve/03_client.ipynb #9192b459
 @patch

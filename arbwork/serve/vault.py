@@ -24,6 +24,7 @@ import msgspec
 from argon2.low_level import Type, hash_secret_raw
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from fastcore.basics import patch
 
 from ..market import ConfigError
 from ..settings import Settings
@@ -142,9 +143,6 @@ def _write_private(
     except OSError as e:
         new.unlink(missing_ok=True)
         raise ConfigError(f'{path}: cannot be written: {e.strerror}; what was there is unchanged') from e
-
-# %% ../../nbs/serve/00_vault.ipynb #834f9c5d
-from fastcore.basics import patch
 
 # %% ../../nbs/serve/00_vault.ipynb #547ee6d7
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'token', 'vault', 'show', 'main', 'market_clock', 'sim',
            'read_balances', 'open_loop', 'collect', 'watching', 'execute_notebook', 'parameter_values', 'research',
            'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password', 'token_create',
-           'token_list', 'token_revoke', 'open_vault', 'vault_put', 'vault_list', 'vault_remove', 'check_versions',
+           'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove', 'check_versions',
            'check_disk', 'check_port', 'check_clock', 'doctor', 'demo', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -140,10 +140,11 @@ def collect(
     from arbwork.store.collect import collect as record
     s = load_settings(settings)
     async def go():
-        clock = await market_clock(s, clock_speed)
+        clock, stop = await market_clock(s, clock_speed), asyncio.Event()
+        for sign in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sign, stop.set)
         end = parse_ns(until) if until else clock.now_ns() + int(minutes*60*NS) if minutes else None
         with watching(f'recording {", ".join(s.venues)}', clock, end) as on_progress:
-            return await record(s, clock, until_ns=end, on_progress=on_progress)
+            return await record(s, clock, until_ns=end, on_progress=on_progress, stop_event=stop)
     with open_loop() as run: report = run(go())
     show(report, as_json, 'recorded')
 
@@ -166,7 +167,7 @@ class watching:
         return self
 
     def __call__(self, figures:dict):
-        text = ' '.join(f'{k} {v:,}' if isinstance(v, int) else f'{k} {v}' for k, v in figures.items())
+        text = ', '.join(f'{v:,} {k}' for k, v in figures.items() if isinstance(v, int) and k[-3:] != '_ns')
         self.bar.update(self.task, completed=(self.clock.now_ns() - self.start_ns)/NS, figures=text)
         if not say.is_terminal and time.monotonic() - self.written > 5:
             self.written = time.monotonic()
@@ -293,9 +294,10 @@ def api(
     "Serve the control API until interrupted."
     from arbwork.serve.api import run_api
     s = load_settings(settings)
-    show(dict(address=f'http://{s.api_host}:{port or s.api_port}', journal=s.journal), as_json, 'control API, until Ctrl-C')
-    sys.stdout.flush()
-    run_api(s, port=port or s.api_port)
+    def ready(address):
+        show(dict(address=address, journal=s.journal), as_json, 'control API, until Ctrl-C')
+        sys.stdout.flush()
+    run_api(s, port=port, on_ready=ready)
 
 token = typer.Typer(no_args_is_help=True, help='Who may steer: the password, and API keys with scopes.')
 app.add_typer(token, name='token')
@@ -311,47 +313,49 @@ def read_secret(
 
 # %% ../nbs/91_cli.ipynb #8b730c78
 @token.command('password')
-def token_password(user:str='admin', settings:SettingsFile=None, as_json:AsJson=False):
-    "Set the password of a user, at least 12 characters, read from the terminal or standard input."
-    from arbwork.serve.auth import Auth
-    s = load_settings(settings)
-    Auth(s.var/'auth.db').set_password(user, read_secret(f'new password of {user}'))
-    show(dict(user=user, password='set'), as_json)
+def token_password(user:str='admin', scope:Annotated[str, typer.Option(help='read, trade or admin')]='admin', settings:SettingsFile=None, as_json:AsJson=False):
+    "Let a person in with a password, read from the terminal or standard input; their open sessions end."
+    from arbwork.serve.auth import open_auth
+    auth = open_auth(load_settings(settings))
+    auth.set_password(user, read_secret(f'new password of {user}'), scope)
+    show(dict(user=user, scope=scope, password='set'), as_json)
 
 @token.command('create')
 def token_create(
     name:Annotated[str, typer.Argument(help='what the key is for')],
     scope:Annotated[str, typer.Option(help='read, trade or admin')]='read',
+    days:Annotated[float|None, typer.Option(help='until it expires; otherwise never')]=None,
     settings:SettingsFile=None, as_json:AsJson=False,
 ):
     "Make an API key; it is shown this once and stored hashed."
-    from arbwork.serve.auth import Auth
-    s = load_settings(settings)
-    show(dict(name=name, scope=scope, key=Auth(s.var/'auth.db').create_key(name, scope)), as_json, 'shown once')
+    from arbwork.serve.auth import open_auth
+    key = open_auth(load_settings(settings)).make_key(name, scope, WallClock().now_ns(), days and days*86_400)
+    show(dict(name=name, scope=scope, key=key), as_json, 'shown once')
 
 @token.command('list')
 def token_list(settings:SettingsFile=None, as_json:AsJson=False):
-    "API keys by name and scope; never the keys."
-    from arbwork.serve.auth import Auth
-    s = load_settings(settings)
-    show(dict(keys=Auth(s.var/'auth.db').list_keys()), as_json)
+    "API keys by id, name and scope, and who has a password; never the keys."
+    from arbwork.serve.auth import open_auth
+    auth = open_auth(load_settings(settings))
+    keys = [dict(id=k.id, name=k.name, scope=k.scope, created=utc(k.created_ns), expires=k.expires_ns and utc(k.expires_ns)) for k in auth.keys()]
+    show(dict(users=auth.users(), keys=keys), as_json)
 
 @token.command('revoke')
-def token_revoke(name:str, settings:SettingsFile=None, as_json:AsJson=False):
-    "Take an API key back, effective at once."
-    from arbwork.serve.auth import Auth
-    s = load_settings(settings)
-    Auth(s.var/'auth.db').revoke_key(name)
-    show(dict(name=name, revoked=True), as_json)
+def token_revoke(key_id:str, settings:SettingsFile=None, as_json:AsJson=False):
+    "Make an API key worthless, effective at once."
+    from arbwork.serve.auth import open_auth
+    open_auth(load_settings(settings)).revoke(key_id)
+    show(dict(id=key_id, revoked=True), as_json)
 
 # %% ../nbs/91_cli.ipynb #ee187305
 vault = typer.Typer(no_args_is_help=True, help='Exchange keys, encrypted; only the bot opens them.')
 app.add_typer(vault, name='vault')
 
-def open_vault(s:Settings):
-    "The vault of these settings."
-    from arbwork.serve.vault import Vault, vault_passphrase
-    return Vault(s.var/'vault.bin', vault_passphrase(s.var/'vault.key'))
+@vault.command('init')
+def vault_init(settings:SettingsFile=None, as_json:AsJson=False):
+    "Make a random passphrase in a file only you can read; not needed where ARBWORK_VAULT_PASSPHRASE is set."
+    from arbwork.serve.vault import open_vault
+    show(dict(vault=str(open_vault(load_settings(settings), create=True).path)), as_json)
 
 @vault.command('put')
 def vault_put(
@@ -359,20 +363,23 @@ def vault_put(
     key:Annotated[str, typer.Option(help='the key itself; its secret is read from the terminal or standard input')],
     settings:SettingsFile=None, as_json:AsJson=False,
 ):
-    "Store an exchange's API key and secret."
+    "Keep an exchange's API key and secret."
+    from arbwork.serve.vault import open_vault
     s = load_settings(settings)
     if venue not in s.venues: raise ConfigError(f'vault: found venue {venue!r}, wanted one of {", ".join(s.venues)}')
     open_vault(s).put(venue, dict(key=key, secret=read_secret(f'secret of {venue}')))
-    show(dict(venue=venue, stored=True), as_json)
+    show(dict(venue=venue, kept=True), as_json)
 
 @vault.command('list')
 def vault_list(settings:SettingsFile=None, as_json:AsJson=False):
-    "Venues whose keys are stored; never the keys."
+    "Venues whose keys are kept; never the keys."
+    from arbwork.serve.vault import open_vault
     show(dict(venues=open_vault(load_settings(settings)).names()), as_json)
 
 @vault.command('remove')
 def vault_remove(venue:str, settings:SettingsFile=None, as_json:AsJson=False):
     "Forget an exchange's keys."
+    from arbwork.serve.vault import open_vault
     open_vault(load_settings(settings)).remove(venue)
     show(dict(venue=venue, removed=True), as_json)
 

@@ -344,3 +344,24 @@ def test_vectorbt_agrees_with_every_equity_curve():
     assert s.frame['trades'].min() > 0 and s.returns.shape == equity.shape
     alone = backtest('cross', tape, universe, s.results[3].params, inventory=rich(universe), latency_ns=300_000_000, fee_in='received', bucket_s=10.)
     assert (alone.fills == s.results[3].fills).all()
+
+
+def test_compiled_code_is_dropped_when_a_function_it_calls_changes(tmp_path):
+    import os
+    import shutil
+    import subprocess
+    import sys
+
+    import arbwork
+    shutil.copytree(Path(arbwork.__file__).parent, tmp_path/'arbwork', ignore=shutil.ignore_patterns('__pycache__'))
+    edge = tmp_path/'arbwork'/'decide'/'edge.py'
+    asks = ('import numpy as np; from arbwork.decide.cross import touch; from arbwork.feed.events import BOOK; b = np.zeros(2, BOOK); '
+            'b["state"] = 1; b["ask_px"], b["bid_px"] = 100., 101.; print(round(touch(b[0], b[1], 10., 10., 0.)[0], 3))')
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    run = lambda: float(subprocess.run([sys.executable, '-c', asks], env=env, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    first = run()
+    assert first == run()
+    text = edge.read_text()
+    assert text.count('(got - paid)/ask_px*1e4') == 1
+    edge.write_text(text.replace('(got - paid)/ask_px*1e4', '(got - paid)/ask_px*2e4'))
+    assert run() == pytest.approx(2*first, abs=1e-2)

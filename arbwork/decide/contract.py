@@ -13,7 +13,7 @@ import numpy as np
 
 from ..feed.events import BOOK
 from ..market import ConfigError, Listing
-from ..settings import MAX_TRADES, SINGLE_LEG, Params, check_params, make_params
+from ..settings import MAX_TRADES, RANGES, SINGLE_LEG, Params, check_params, make_params
 
 # %% ../../nbs/decide/00_contract.ipynb #b9975258
 SPEC = np.dtype([

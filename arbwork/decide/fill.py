@@ -166,6 +166,7 @@ def unhold(
     inventory[v, a, 0] += x
     inventory[v, a, 1] -= x
 
+# %% ../../nbs/decide/02_fill.ipynb #97678e24
 @jit
 def book(
     inventory, # (venues, assets, 2) free and held

@@ -1,0 +1,92 @@
+"The strategy notebooks, executed on real stores by the command line's own function, and their pages opened without a network."
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from arbwork.cli import execute_notebook, write_html
+from arbwork.decide.cross import KERNELS, kernel_hash
+from arbwork.market import ArbworkError
+from arbwork.research.promote import load_manifest, load_study, public_keys, verify
+from arbwork.research.report import load_curves
+from arbwork.settings import load_settings
+from arbwork.sim.scenarios import Calibration, stress
+from arbwork.store.ticks import Ticks
+
+ROOT = Path(__file__).parents[1]
+GRID = dict(min_edge_bps=[2, 4, 8, 16], slippage_bps=[5, 20])
+
+
+def place(folder, world=None):
+    "Settings and a tick store of their own."
+    folder.mkdir()
+    text = (ROOT/'settings.ini').read_text().replace('instruments = LINK-USDT', 'instruments = BTC-USDT').replace('var = data/var', 'var = .')
+    text = text.replace('://data/var/', '://').replace(':///data/var/', ':///')
+    (folder/'settings.ini').write_text(text)
+    s = load_settings(folder/'settings.ini')
+    if world is not None:
+        store = Ticks(s.ticks)
+        for venue, listing in world.listings.items():
+            store.write_rows(venue, listing.instrument, world.rows[venue], 1)
+            store.write_listing(listing)
+        store.close()
+    return s
+
+
+def study(s, **parameters):
+    execute_notebook(ROOT/'strategies'/'cross.ipynb', s.root/'study'/'cross.ipynb', dict(settings=str(s.path), out_dir=str(s.root/'study'), grid=GRID, now='2026-01-01', **parameters), 'study')
+    return load_study(s.root/'study'/'study.json'), load_curves(s.root/'study'/'curves.json')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('strategies')
+
+
+@pytest.fixture(scope='module')
+def busy(folder):
+    s = place(folder/'stress', stress(seed=5, hours=4, calibration=Calibration(jumps_per_hour=8., jump_bps=25., jump_below=.5)))
+    return s, *study(s, label='stress', promoted_dir=str(folder/'promoted'))
+
+
+def test_an_edge_that_is_there_becomes_a_signed_manifest(busy, folder):
+    s, found, curves = busy
+    assert found.promoted and all(g.passed for g in found.gates) and found.trials == 8 and found.trades >= 30
+    manifest = load_manifest(folder/'promoted', 'cross')
+    verify(manifest, public_keys(s.keys), kernel_hash(KERNELS['cross']), manifest.created_ns + 1)
+    assert manifest.params == found.params and manifest.snapshot in Ticks(s.ticks).snapshots()
+    assert found.recommendation[0].startswith('Promote') and sum(found.reasons.values()) == found.rows
+    assert found.twin_fees_pnl < found.winner_pnl and curves.winner[-1] == pytest.approx(found.winner_pnl)
+    assert curves.walk[-1] == pytest.approx(found.pnl_quote)
+
+
+@pytest.mark.slow
+def test_the_same_snapshot_and_seed_give_the_same_study(busy):
+    s, found, _ = busy
+    again, _ = study(s, label='stress', promote=False, snapshot=found.snapshot)
+    assert again == msgspec.structs.replace(found, manifest='')
+
+
+def test_calm_books_promote_nothing_and_say_why(folder):
+    calm = stress(seed=4, hours=2, calibration=Calibration(jumps_per_hour=0., slow_sd_bps=1., fast_sd_bps=1.))
+    s = place(folder/'calm', calm)
+    found, _ = study(s, label='calm', promoted_dir=str(folder/'nothing'))
+    assert not found.promoted and not found.winner_trades and not list(folder.glob('nothing/*.json'))
+    assert found.dsr is None and found.pbo is None and found.recommendation[0].startswith('Do not promote, because min_trades')
+    assert found.reasons['fee'] > 0 and '`fee` stopped' in ' '.join(found.recommendation)
+
+
+def test_a_store_without_ticks_says_so(folder):
+    s = place(folder/'empty')
+    with pytest.raises(ArbworkError, match='holds nothing of the venues'): study(s)
+
+
+def test_the_report_opens_without_a_network(busy, folder):
+    s, found, _ = busy
+    (folder/'summary.json').write_text(json.dumps(dict(recorded_rows=found.rows, gaps=0, duplicates=0)))
+    execute_notebook(ROOT/'strategies'/'report.ipynb', folder/'report.ipynb', dict(settings=str(s.path), demo_dir=str(folder)), 'report')
+    write_html(folder/'report.ipynb', folder/'report.html')
+    page = (folder/'report.html').read_text()
+    assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)=["\']?(?:https?:)?//', page)
+    assert page.count('Plotly.newPlot') > 5 and 'No session belongs to this report' in page

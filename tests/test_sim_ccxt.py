@@ -82,7 +82,6 @@ def test_books_orders_and_balances_by_rest(venue):
 @pytest.mark.parametrize('venue', MAKE)
 def test_refusals_become_ccxt_errors(venue):
     async def use(ex, door):
-        sim = door.venue
         await ex.load_markets()
         with pytest.raises(ccxtpro.InsufficientFunds): await ex.create_order('LINK/USDT', 'limit', 'buy', 100_000, 20.)
         with pytest.raises((ccxtpro.InvalidOrder, ccxtpro.BadRequest)): await ex.create_order('LINK/USDT', 'limit', 'buy', .01, 20.)

@@ -409,6 +409,7 @@ def both(self:BinanceVenue, stream:str, frame:bytes)->list[tuple[str, bytes]]:
     "A frame bare for raw sockets and wrapped for combined ones."
     return [(f'raw:{stream}', frame), (f'combined:{stream}', b'{"stream":"%b","data":%b}' % (stream.encode(), frame))]
 
+# %% ../../nbs/sim/02_binance.ipynb #2a18d17d
 @patch
 def trade_frames(self:BinanceVenue, fills:list, ts_ns:int):
     out = []

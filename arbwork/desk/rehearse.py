@@ -125,7 +125,7 @@ def start(self:Rehearsal, client:Client)->str:
     load_manifest(self.mine.promoted, 'cross')
     self.leave()
     keys = secrets.token_hex(16), secrets.token_hex(32)
-    self.world = World(self.children, 'workbench', self.scenario, self.seed, self.speed, self.hours, lead=5., keys=keys)
+    self.world = World(self.children, 'workbench', self.scenario, self.seed, self.speed, self.hours, lead=8., keys=keys)
     s = self.settings_at(self.world.addresses, self.world.about['instrument'])
     vault = open_vault(s, environ=self.children.env)
     for venue in s.venues: vault.put(venue, dict(key=keys[0], secret=keys[1]))

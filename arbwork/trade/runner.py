@@ -173,7 +173,7 @@ async def _every(self:Runner, seconds:float, what):
         await asyncio.sleep(seconds)
 
 # %% ../../nbs/trade/05_runner.ipynb #2222b135
-END_S = 20. # wall seconds that open trades have to become whole at the end
+END_S = 20. # wall seconds that open trades have at least to become whole at the end
 
 @patch
 async def run(self:Runner,
@@ -204,11 +204,12 @@ async def run(self:Runner,
 async def end(self:Runner)->Stop:
     "Begin nothing, make whole what is open, compare, say goodbye."
     if not self.core.stopping and not self.failure: self.give('command', Command(f'{self.session}-end', 'stop', by=self.why, ts_ns=self.wall.now_ns()))
-    await self.settled(END_S)
+    patience_s = max(END_S, 2*self.clock.wall_seconds(self.core.params.deadline_s))
+    await self.settled(patience_s)
     agree = False
     try: agree = not self.failure and await compare(self.core, self.links, self.give, self.fetch_all)
     except (VenueError, DataError, OSError, TimeoutError) as e: self.log.error('reconcile_failed', error=str(e), session=self.session)
-    if agree: await self.settled(END_S)
+    if agree: await self.settled(patience_s)
     return self.finish(agree)
 
 # %% ../../nbs/trade/05_runner.ipynb #9cb5bc26

@@ -70,7 +70,7 @@ def value(
         if a != specs[0].quote: exposure += abs(change)*marks[a]
     return pnl, exposure
 
-# %% ../../nbs/decide/03_risk.ipynb #35a11693
+# %% ../../nbs/decide/03_risk.ipynb #2e37bb89
 DAY_NS = 86_400_000_000_000
 
 @jit
@@ -100,6 +100,7 @@ def update(
         if r.pnl_day < -p.max_loss_day: r.state, r.cause = HALTED, BY_LOSS
         elif r.drawdown > p.max_drawdown: r.state, r.cause = HALTED, BY_DRAWDOWN
 
+# %% ../../nbs/decide/03_risk.ipynb #35a11693
 @jit
 def mark(
     now_ns,    # UTC

@@ -70,6 +70,7 @@ def _send(w, k, slot, side, qty, limit_px, now_ns, hedge): # put an order on its
     w.work[k].pending += 1
     w.count[C_ORDERS] += 1
 
+# %% ../../nbs/research/00_backtest.ipynb #16e604cd
 @jit
 def _open(w, i, now_ns): # both legs of the trade in `w.out`, at once
     for k in range(MAX_TRADES):

@@ -235,7 +235,8 @@ def touch_edge_bps(
     for slot in range(len(universe.listings)):
         last = np.maximum.accumulate(np.where(tape['slot'] == slot, np.arange(n), -1))
         rows = tape[np.maximum(last, 0)]
-        good = (last >= 0) & (rows['state'] == VALID) & (tape['ts_recv_ns'] - rows['ts_recv_ns'] <= max_age_s*NS)
+        as_of_ns = np.where(rows['ts_venue_ns'] > 0, np.minimum(rows['ts_recv_ns'], rows['ts_venue_ns']), rows['ts_recv_ns'])
+        good = (last >= 0) & (rows['state'] == VALID) & (tape['ts_recv_ns'] - as_of_ns <= max_age_s*NS)
         bid[slot] = np.where(good & (rows['bid_px'][:, 0] > 0), rows['bid_px'][:, 0], np.nan)
         ask[slot] = np.where(good & (rows['ask_px'][:, 0] > 0), rows['ask_px'][:, 0], np.nan)
     for buy, a in enumerate(universe.listings):

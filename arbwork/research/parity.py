@@ -268,7 +268,8 @@ def _legs(session:Lived, paper:Paper, trade:TradeReport, arrive)->tuple[float, b
         i = paper.standing(p.slot, at_ns)
         if i < 0: fresh = False; continue
         row = paper.rows[i]
-        if row['state'] != VALID or at_ns - row['ts_recv_ns'] > session.start.params.max_age_s*NS: fresh = False
+        as_of_ns = min(int(row['ts_recv_ns']), int(row['ts_venue_ns']) or int(row['ts_recv_ns']))
+        if row['state'] != VALID or at_ns - as_of_ns > session.start.params.max_age_s*NS: fresh = False
         qty, notional = paper.take(p.slot, leg.side, float(leg.qty), float(p.order.px), at_ns)
         cash -= leg.side*notional + notional*session.start.universe.fees_bps[leg.venue][1]/1e4
         left += leg.side*qty

@@ -292,19 +292,29 @@ def test_no_more_trades_an_hour_than_wished():
 
 
 def test_a_strategy_that_knows_the_future_is_found():
-    from numba import njit
     tape, universe = market(11, rows=400), universe_of(1.)
 
     def make(tape):
         last = float(tape['bid_px'][-1, 0])
-        @njit
-        def peek(now_ns, board, specs, inventory, trades, params, memory, out):
-            if board[0].bid_px[0] > last: return 0
-            return decide(now_ns, board, specs, inventory, trades, params, memory, out)
-        return peek
+        return lambda now_ns, board, *rest: 0 if board['bid_px'][0, 0] > last else decide(now_ns, board, *rest)
 
-    assert peeks(lambda tape: 'cross', tape, universe, Params(cooldown_s=0.), inventory=rich(universe)) == []
+    assert peeks(lambda tape: decide, tape, universe, Params(cooldown_s=0.), inventory=rich(universe)) == []
     assert peeks(make, tape, universe, Params(cooldown_s=0., min_edge_bps=0.), inventory=rich(universe), cuts=(0.8,))
+
+
+def test_a_kernel_of_ones_own_runs_in_the_same_loop():
+    from numba import njit
+    tape, universe = market(11, rows=400), universe_of(1.)
+
+    @njit
+    def one_way(now_ns, board, specs, inventory, trades, params, memory, out):
+        n = decide(now_ns, board, specs, inventory, trades, params, memory, out)
+        return n if n <= 0 or out[0].slot == 0 else 0
+
+    p = Params(cooldown_s=0., min_edge_bps=0.5)
+    r, both = (backtest(k, tape, universe, p, inventory=rich(universe)) for k in (one_way, 'cross'))
+    assert (r.trades['buy_slot'] == 0).all() and 0 < len(r.trades) < len(both.trades)
+    assert sum(r.funnel.values()) == len(tape)
 
 
 def test_a_tape_that_cannot_be_right_is_refused():

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..clock import NS, utc
 from ..decide.contract import INTENT, MAX_INTENTS, MAX_TRADES, MEMORY, OPEN_TRADE, REASONS, Params, Universe, params_array
-from ..decide.cross import STEPS, kernel_hash, lone_leg, rebind, step, step_of, touch
+from ..decide.cross import KERNELS, commit, lone_leg, rebind, step, step_of, touch
 from ..decide.edge import jit
 from ..decide.fill import CONSUMED, IN_QUOTE, IN_RECEIVED, book, hold, refresh, take, unhold, view
 from ..decide.risk import mark, new_risk
@@ -435,6 +435,17 @@ def backtest(
                   float(equity['pnl'][-1]), w.risk, n, seed)
 
 # %% ../../nbs/research/00_backtest.ipynb #e4c62696
+def _decisions(strategy, rows, universe, params, inventory): # what it says of every row, when nothing ever fills
+    kernel = KERNELS[strategy] if isinstance(strategy, str) and step_of(strategy) else strategy
+    board, specs, trades, memory = universe.empty_board(), universe.specs(), np.zeros(MAX_TRADES, OPEN_TRADE), np.zeros(MEMORY)
+    out, p, said = np.zeros(MAX_INTENTS, INTENT), params_array(params), []
+    for row in rows:
+        board[row['slot']] = row
+        n = kernel(int(row['ts_recv_ns']), board, specs, inventory, trades, p, memory, out)
+        said.append((n, out[:max(n, 0)].tobytes()))
+        if n > 0: commit(memory, int(row['ts_recv_ns']), out, n, p)
+    return said
+
 def peeks(
     make,                  # tape to strategy, the way the notebook builds it
     tape:np.ndarray,       # (n,) of BOOK
@@ -443,19 +454,12 @@ def peeks(
     *,
     inventory:np.ndarray,  # (venues, assets, 2)
     cuts=(0.3, 0.6, 0.9),  # where the future is replaced, as a share of the rows
-    **how,                 # to `backtest`
-)->list[int]: # rows decided with knowledge of what came later; empty when there are none
+)->list[int]: # for each cut that was noticed, the first row decided with knowledge of what came later
     "Does what comes later change what was decided before?"
-    def decided(strategy, rows, before):
-        r = backtest(strategy, rows, universe, params, inventory=inventory, **how)
-        rows_of = np.unique(np.concatenate([r.trades['row'], r.fills['row']]))
-        return set(rows_of[rows_of < before].tolist())
-    whole, found = make(tape), set()
+    found, whole = [], _decisions(make(tape), tape, universe, params, inventory.copy())
     for cut in cuts:
-        k = int(len(tape)*cut)
-        other = tape.copy()
+        k, other = int(len(tape)*cut), tape.copy()
         for name in ('bid_px', 'ask_px'): other[name][k:] *= 1.05
-        open_at = int(other['ts_recv_ns'][k]) - int(4*max(np.max(how.get('latency_ns', 0)), 0)) - int(params.deadline_s*NS)
-        before = int(np.searchsorted(tape['ts_recv_ns'], open_at))
-        found |= decided(whole, tape, before) ^ decided(make(other), other, before)
-    return sorted(found)
+        again = _decisions(make(other), other[:k], universe, params, inventory.copy())
+        found += [i for i in range(k) if again[i] != whole[i]][:1]
+    return found

@@ -187,9 +187,8 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     state, pnl_day = carried(journal, mode, now_ns)
     second = 1/desk.clock.wall_seconds(1.) # of the wall, in market time
     inventory = {v: await holdings(link) for v, link in desk.links.items()}
-    known = set(desk.universe.assets)
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, manifest.params, desk.universe,
-                        {v: {a: x for a, x in have.items() if a in known} for v, have in inventory.items()}, now_ns, seed, manifest.id, manifest.kernel_hash,
+                        inventory, now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
                         max([5., *(link.codec.recv_window_ms/1e3 for link in desk.links.values() if isinstance(link, TradeLink))]))
 

@@ -310,3 +310,8 @@ def test_the_policy_cancel_keeps_what_was_filled_and_says_so():
     assert not w.core.open and len(w.core.orders) == 2 and any(b'lone_leg' in e.body for e in w.entries if e.kind == 'alert')
     w.core._mark(w.now)
     assert w.core.status(w.now).exposure > 400
+    w.give('command', Command('less', 'set_params', {'max_exposure': 100}))
+    w.now += 2*NS
+    w.row(1)
+    s = w.core.status(w.now)
+    assert s.state == 'halted' and s.why.startswith('exposure') and replay(w.entries).first == ''

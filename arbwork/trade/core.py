@@ -231,7 +231,7 @@ class Core:
         if start.strategy not in STEPS: raise ConfigError(f'strategy: found {start.strategy!r}, wanted one of {", ".join(STEPS)}')
         self.venues, self.assets, self.listings = u.venues, u.assets, u.listings
         self.step, self.specs, self.board, self.rows = STEPS[start.strategy], u.specs(), u.empty_board(), np.zeros(1, BOOK)
-        self.ledger = Ledger({v: {a: start.inventory.get(v, {}).get(a, Decimal(0)) for a in self.assets} | start.inventory.get(v, {}) for v in self.venues})
+        self.ledger = Ledger({v: dict.fromkeys(self.assets, Decimal(0)) | start.inventory.get(v, {}) for v in self.venues}, self.assets)
         self.inventory = u.empty_inventory()
         self.trades, self.params_row, self.lone_row = np.zeros(MAX_TRADES, OPEN_TRADE), params_array(start.params), params_array(start.params)
         self.memory, self.marks, self.out = np.zeros(MEMORY), np.zeros(len(self.assets)), np.zeros(MAX_INTENTS, INTENT_ROW)
@@ -518,7 +518,7 @@ def _correct(self:Core, t:TradeState, now_ns:int, why:str, policy:str):
     there = decimal(max(0., float(self.inventory[v, a, 0])))/(1 if side == SELL else decimal(limit_px))
     qty = tradable_qty(min(qty, there), limit_px, listing) or qty
     place, refusal = self._order(t, len(t.intents), t.attempts, slot, side, qty, limit_px, why)
-    t.attempts, t.retry_ns = t.attempts + 1, now_ns + (NS if t.state == STRANDED else self._deadline()//RETRY_SHARE)
+    t.attempts, t.retry_ns = t.attempts + 1, now_ns + self._deadline()//(2 if t.state == STRANDED else RETRY_SHARE)
     if refusal: self.made.append(Alert('refused', f'trade {t.id}: {refusal}', 'error'))
     else: self._place(t, place, 0., now_ns)
 
@@ -653,6 +653,7 @@ def _verb_halt(self:Core, c:Command, now_ns:int)->str:
 @patch
 def _verb_release(self:Core, c:Command, now_ns:int)->str:
     if self.risk['state'][0] != HALTED: raise ConfigError('release: the session is not halted')
+    if self.stopping: raise ConfigError('release: the session is stopping')
     release(self.risk)
     self.why = ''
     return 'active'

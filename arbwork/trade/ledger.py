@@ -44,13 +44,14 @@ class Ledger:
     "What we hold, what the venues kept and what it brought, by venue and asset."
     def __init__(self,
         opening:dict[str, dict[str, Decimal]], # venue to asset to amount, as the venue said
+        assets=(), # those that are compared with the venue even if they never moved; none named: all of them
     ):
         self.opening = {v: dict(a) for v, a in opening.items()}
         self.wallet = {v: dict(a) for v, a in opening.items()}
         self.fees:dict[str, dict[str, Decimal]] = {}
         self.market:dict[str, dict[str, Decimal]] = {}
         self.seen:set[tuple[str, str]] = set()
-        self.fills = 0
+        self.assets, self.fills = frozenset(assets), 0
 
     def book(self,
         venue:str,
@@ -118,5 +119,6 @@ def differences(
     venue:str,
     found:dict[str, Decimal], # asset to free and held together, as the venue says; what it does not name it does not hold
 )->list[Difference]:
-    "Where the venue's balances differ from the ledger's; assets that this session never knew are left alone."
-    return [Difference(venue, a, x, found.get(a, ZERO)) for a, x in sorted(ledger.wallet.get(venue, {}).items()) if x != found.get(a, ZERO)]
+    "Where the venue's balances differ from the ledger's; what this session neither trades nor ever paid a fee in is left alone."
+    ours = lambda a: not ledger.assets or a in ledger.assets or ledger.change(venue, a)
+    return [Difference(venue, a, x, found.get(a, ZERO)) for a, x in sorted(ledger.wallet.get(venue, {}).items()) if ours(a) and x != found.get(a, ZERO)]

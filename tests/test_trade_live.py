@@ -90,9 +90,9 @@ class Bot:
 
 
 @contextlib.asynccontextmanager
-async def world(folder, scenario=None, params=WISHES, stage='sim'):
+async def world(folder, scenario=None, params=WISHES, stage='sim', start_ns=None):
     scenario = scenario or drifting()
-    w = World(VENUES, scenario, 0, SPEED, KEYS, None, 0.)
+    w = World(VENUES, scenario, 0, SPEED, KEYS, None, 0., start_ns=start_ns)
     await w.start()
     journal = None
     try:
@@ -248,10 +248,10 @@ def test_no_manifest_no_trade(tmp_path):
 def test_paper_sends_nothing_and_still_reconciles(tmp_path):
     async def main():
         quick = msgspec.structs.replace(WISHES, cooldown_s=0.2, deadline_s=2.)
-        async with world(tmp_path, params=quick, stage='paper') as (w, settings, journal):
+        async with world(tmp_path, params=quick, stage='paper', start_ns=time.time_ns()) as (w, settings, journal):
             with Bot(settings, '--session', 'paper', '--seconds', '4', '--balance', 'LINK=500', '--balance', 'USDT=20000', mode=('paper',)) as bot:
                 code, result, log = await bot.ended()
-                assert code == 0 and result['trades'] >= 2 and result['pnl_quote'] > 0, log
+                assert code == 0 and result['trades'] >= 2 and result['pnl_quote'] > 0, (result, log)
             whole(w, journal, 'paper')
             assert all(not v.engine.orders for v in w.venues.values())
             with Bot(settings, '--session', 'real', mode=('live',), name='live') as bot:

@@ -28,7 +28,8 @@ def jit(
     fn, # a function over numbers and arrays
 ): # the same, compiled at its first call or taken from the disk
     "`njit` whose stored code is dropped when any kernel's source changes."
-    compiled = njit(cache=True)(fn)
+    try: compiled = njit(cache=True)(fn)
+    except RuntimeError: return njit(fn) # nowhere to write
     stored = getattr(compiled._cache, '_cache_file', None)
     if stored is None or not hasattr(stored, '_source_stamp'): return njit(fn)
     stored._source_stamp = (stored._source_stamp, kernel_sources())

@@ -634,6 +634,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'arbwork/research/backtest.py'),
                                            'arbwork.research.backtest._close': ( 'research/backtest.html#_close',
                                                                                  'arbwork/research/backtest.py'),
+                                           'arbwork.research.backtest._decisions': ( 'research/backtest.html#_decisions',
+                                                                                     'arbwork/research/backtest.py'),
                                            'arbwork.research.backtest._index': ( 'research/backtest.html#_index',
                                                                                  'arbwork/research/backtest.py'),
                                            'arbwork.research.backtest._known': ( 'research/backtest.html#_known',

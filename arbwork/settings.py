@@ -29,6 +29,7 @@ class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cooldown_s:float = 1.0          # after a trade, before the next
     trades_per_hour:float = 360.0   # at most
     max_age_s:float = 5.0           # of a book that is decided on
+    max_skew_s:float = 1.0          # between the instants of two books that are compared
     slippage_bps:float = 2.0        # the limit price gives way this far from the worst level decided on
     max_open_trades:int = 1
     max_exposure:float = 2_000.0    # unhedged base valued in quote currency, in total
@@ -40,7 +41,7 @@ class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fee_mult:float = 1.0            # on all fees; 2 doubles them, for the twins of a backtest
 
 RANGES = dict(risk_tolerance=(0, 1), min_edge_bps=(-50, 1_000), min_profit_quote=(0, 1e6), max_notional=(0, 1e7), cooldown_s=(0, 86_400),
-    trades_per_hour=(0, 1e6), max_age_s=(0.001, 86_400), slippage_bps=(0, 500), max_open_trades=(0, MAX_TRADES), max_exposure=(0, 1e8),
+    trades_per_hour=(0, 1e6), max_age_s=(0.001, 86_400), max_skew_s=(0, 86_400), slippage_bps=(0, 500), max_open_trades=(0, MAX_TRADES), max_exposure=(0, 1e8),
     max_loss_day=(0, 1e8), max_drawdown=(0, 1), stop_bps=(0, 5_000), deadline_s=(0.01, 3_600), fee_mult=(0, 100))
 
 # %% ../nbs/02_settings.ipynb #9a262b73

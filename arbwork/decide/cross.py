@@ -179,7 +179,7 @@ def decide(
             net, why = touch(buy, sell, specs[b].taker_bps*p.fee_mult, specs[s].taker_bps*p.fee_mult, p.min_edge_bps)
             if why == 0 and net >= p.min_edge_bps:
                 if buy.state != VALID or sell.state != VALID: why = R_INVALID
-                elif min(as_of_ns(buy), as_of_ns(sell)) < oldest: why = R_STALE
+                elif min(as_of_ns(buy), as_of_ns(sell)) < oldest or abs(as_of_ns(buy) - as_of_ns(sell)) > p.max_skew_s*1e9: why = R_STALE
                 elif specs[b].quote != specs[s].quote: why = R_CURRENCY
                 else:
                     why = propose(b, s, board, specs, inventory, params, out, 2)

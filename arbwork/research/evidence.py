@@ -142,7 +142,9 @@ class Walk(msgspec.Struct, frozen=True):
     returns:np.ndarray       # unseen windows joined
 
     @property
-    def positive(self)->float: return sum(x > 0 for x in self.test_pnl)/len(self.test_pnl)
+    def positive(self)->float: # of the unseen windows in which it traded, the share that earned; 0 where it never did
+        traded = [x for x in self.test_pnl if x]
+        return sum(x > 0 for x in traded)/max(1, len(traded))
 
 def walk(
     returns,            # (T, n), a column a trial

@@ -62,7 +62,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     dsr:float|None              # deflated Sharpe ratio of the winner, a probability
     pbo:float|None              # probability of backtest overfitting
     folds:int
-    folds_positive:float        # share of unseen windows that earned
+    folds_positive:float        # of the unseen windows in which it traded, the share that earned
     suspect_share:float         # of trades that leaned on data the quality record doubts
     twin_fees_pnl:float         # the winner with fees doubled, whole window
     twin_latency_pnl:float      # the winner with orders a second later or twice as late, whole window

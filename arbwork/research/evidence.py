@@ -120,12 +120,13 @@ def walk_forward(
     purge:int=0,   # taken off the end of each training window
     embargo:int=0, # left out before each test window
 )->list[Split]:
-    "Steps that cover the data after the first training window; tests never overlap, the last may be short."
+    "Steps that cover the data after the first training window; tests never overlap, the last takes in a rest too short for its own."
     if min(train - purge, test) < 2 or min(purge, embargo) < 0:
         raise DataError(f'walk forward: train {train}, test {test}, purge {purge}, embargo {embargo}: wanted two buckets or more in each window')
     splits, at = [], train
     while at + embargo + 2 <= n:
-        end = min(at + embargo + test, n)
+        end = at + embargo + test
+        if n - end < embargo + max(2, test/2): end = n
         splits.append(Split((0 if anchored else at - train, at - purge), (at + embargo, end)))
         at = end
     if not splits: raise DataError(f'walk forward: {n} buckets are too few for train {train} and test {test}')

@@ -56,6 +56,11 @@ class Side:
         "The keys of the best `n` levels."
         return self.keys[:-n-1:-1]
 
+    def cut(self, n:int):
+        "Forget all but the best `n` levels."
+        for key in self.keys[:-n]: del self.qty[key]
+        del self.keys[:-n]
+
 # %% ../../nbs/feed/01_book.ipynb #a81cdb2f
 ROW = struct.Struct(f'=5q{4*LEVELS}d')
 assert ROW.size == BOOK.itemsize
@@ -68,8 +73,10 @@ class Book:
         instrument:str, # `BASE-QUOTE`
         follows,        # (prev_seq, BookUpdate) -> bool: the venue's rule for the next difference
         cut_at:int=0,   # how many levels a snapshot of this venue has at most; 0: it is whole
+        depth:int=0,    # how many levels a side the venue keeps for us; 0: all
+        checksum=None,  # (bids, asks) -> int of the best quantities of each side, best first; None: the venue sends none
     ):
-        self.venue, self.instrument, self.follows, self.cut_at = venue, instrument, follows, cut_at
+        self.venue, self.instrument, self.follows, self.cut_at, self.depth, self.checksum = venue, instrument, follows, cut_at, depth, checksum
         self.duplicates = self.early = self.gaps = 0
         self.reset()
 
@@ -132,7 +139,7 @@ def _join(self:Book, u:BookUpdate)->int:
     except DataError as e: self._refuse(e, u)
     self.seq = self.joined_seq = u.last_seq
     self.ts_venue_ns = u.ts_venue_ns
-    return self._judge()
+    return self._verify(u)
 
 @patch
 def _change(self:Book, u:BookUpdate)->int:
@@ -142,6 +149,18 @@ def _change(self:Book, u:BookUpdate)->int:
     except DataError as e: self._refuse(e, u)
     self.seq = u.last_seq
     if u.ts_venue_ns: self.ts_venue_ns = u.ts_venue_ns
+    return self._verify(u)
+
+@patch
+def _verify(self:Book, u:BookUpdate)->int:
+    sides = self._bids, self._asks
+    if self.depth:
+        for side in sides: side.cut(self.depth)
+    if self.checksum is not None and u.checksum is not None:
+        found = self.checksum(*([side.qty[k] for k in side.best(LEVELS)] for side in sides))
+        if found != u.checksum:
+            self.gaps += 1
+            return self.drop(f'gap at seq {u.last_seq}, found checksum {found}, wanted {u.checksum}')
     return self._judge()
 
 @patch

@@ -66,6 +66,9 @@ class Codec:
     "What `feed.binance.Binance` and `feed.bybit.Bybit` share; their own pages hold the wire."
     venue = ''
     cut_at = 0          # levels at which this venue cuts a snapshot; 0: it sends the whole book it keeps
+    depth = 0           # levels a side that this venue keeps for a subscriber; 0: all
+    checksum = None     # of a book, from the quantities of its best levels; None: the venue sends none
+    token_request = None # (now_ns) -> Request of a token, where this venue wants one on its private socket; with `token_reply(status, body)`
     heartbeat_s = 0.    # seconds between our own heartbeats; 0: none
     joins_by_rest = False # whether snapshots come by REST; otherwise they come by socket with the subscription
     recv_window_ms = 5_000 # how old a signed request may be when it arrives

@@ -151,7 +151,7 @@ class MarketFeed:
         self.rng, self.connect, self.silence_s, self.resync_s = rng or random.Random(0), connect, silence_s, resync_s
         self._own_http = http is None
         self.http = http or Http(addresses.rest)
-        self.books = {x: Book(codec.venue, x, codec.follows, codec.cut_at) for x in self.slots}
+        self.books = {x: Book(codec.venue, x, codec.follows, codec.cut_at, codec.depth, codec.checksum) for x in self.slots}
         self.kinds = ('book', 'quote', 'trade') if on_event else ('book',)
         self._waiting = {x: deque(maxlen=10_000) for x in self.slots} # differences before their snapshot
         self._mending, self._thin, self._ws, self._subscribed = {}, set(), None, asyncio.Event()
@@ -497,6 +497,7 @@ async def _session(self:TradeLink, channel:Channel, started):
     "One connection: log in, then read until it ends."
     async with open_socket(self.connect, channel.address) as ws:
         if channel.connections: await self.sync_clock()
+        if self.codec.token_request: await self._fetch_token()
         for raw in channel.login(self.venue_ns()):
             await ws.send(raw, text=True)
             async with asyncio.timeout(self.timeout_s): await self._answered(ws)
@@ -509,6 +510,11 @@ async def _session(self:TradeLink, channel:Channel, started):
                 for event in self._read(await ws.recv(decode=False)): self._take(event)
         finally:
             if beat: beat.cancel()
+
+@patch
+async def _fetch_token(self:TradeLink):
+    try: await self._ask(self.codec.token_request, self.codec.token_reply)
+    except DataError as e: raise VenueError(str(e), 'other') from e
 
 @patch
 async def _answered(self:TradeLink, ws):
@@ -643,7 +649,8 @@ async def order(self:TradeLink, instrument:str, client_id:str)->OrderUpdate:
 async def open_orders(self:TradeLink, instrument:str='')->list[OrderUpdate]:
     "Orders that rest at the venue, of one instrument or of all."
     c = self.codec
-    return await self._pages(lambda ns, at: c.open_orders_request(ns, instrument, at), c.open_orders_reply, c.open_orders_cursor)
+    found = await self._pages(lambda ns, at: c.open_orders_request(ns, instrument, at), c.open_orders_reply, c.open_orders_cursor)
+    return [u for u in found if not instrument or u.instrument == instrument] # not every venue can be asked for one
 
 # %% ../../nbs/feed/06_wire.ipynb #00dbfa88
 @patch
@@ -662,7 +669,8 @@ async def fills(self:TradeLink,
 )->list[Fill]: # oldest first
     "Our fills of one instrument, each with our id of its order ('' for an order that had none)."
     c = self.codec
-    found = await self._pages(lambda ns, at: c.fills_request(instrument, since_ns, ns, at), c.fills_reply, c.fills_cursor)
+    pages = await self._pages(lambda ns, at: c.fills_request(instrument, since_ns, ns, at), c.fills_reply, c.fills_cursor)
+    found = list({f.fill_id: f for f in pages if f.instrument == instrument}.values()) # pages may overlap and hold other instruments
     if any(not f.client_id for f in found) and c.recent_orders_request(instrument, since_ns, self.venue_ns()):
         await self._ask(lambda ns: c.recent_orders_request(instrument, since_ns, ns), c.recent_orders_reply)
         found = [f if f.client_id else msgspec.structs.replace(f, client_id=c.client_id(f.venue_id)) for f in found]

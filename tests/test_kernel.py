@@ -244,7 +244,7 @@ def test_a_level_gives_no_more_than_it_showed(seed, orders):
     assert not consumed['n'].any()
 
 
-SAMPLED = dict(max_age_s=0.5, cooldown_s=0., trades_per_hour=1e6, max_exposure=1e8, max_loss_day=1e8)
+SAMPLED = dict(max_skew_s=0.5, cooldown_s=0., trades_per_hour=1e6, max_exposure=1e8, max_loss_day=1e8)
 
 @pytest.mark.parametrize('fee_bps', [7.5, 10., 20.])
 def test_the_recording_has_nothing_to_earn_at_ordinary_fees(link, fee_bps):
@@ -272,9 +272,9 @@ def test_twins_earn_less(link):
 
 def test_halted_by_its_loss_it_trades_no_more():
     tape, universe = market(3, rows=1_500), universe_of(1.)
-    p = Params(min_edge_bps=0.1, cooldown_s=0., slippage_bps=0., max_loss_day=0.05)
+    p = Params(min_edge_bps=0.1, cooldown_s=0., slippage_bps=0., max_skew_s=10., max_loss_day=0.05)
     r = backtest('cross', tape, universe, p, inventory=rich(universe), latency_ns=20*NS)
-    free = backtest('cross', tape, universe, Params(min_edge_bps=0.1, cooldown_s=0., slippage_bps=0.), inventory=rich(universe), latency_ns=20*NS)
+    free = backtest('cross', tape, universe, Params(min_edge_bps=0.1, cooldown_s=0., slippage_bps=0., max_skew_s=10.), inventory=rich(universe), latency_ns=20*NS)
     assert (r.risk['state'][0], r.risk['cause'][0]) == (HALTED, BY_LOSS)
     assert r.funnel['risk'] > 0 and len(r.trades) < len(free.trades) and r.pnl_quote < -0.05
 

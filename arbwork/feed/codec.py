@@ -81,6 +81,10 @@ class Codec:
         self._instruments = {x.symbol: name for name, x in self.listings.items()}
         self._asked, self._client_ids, self._count = {}, {}, 0
 
+    def unlisted(self)->list[str]:
+        "The instruments whose listing this codec must read itself before it can place orders in them."
+        return []
+
     def symbol(self,
         instrument:str, # `BASE-QUOTE`
     )->str: # as this venue spells it

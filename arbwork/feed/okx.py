@@ -255,7 +255,7 @@ def listings_reply(self:Okx, status:int, body:bytes)->dict[str, Listing]:
 
 @patch
 def unlisted(self:Okx)->list[str]:
-    "The instruments whose listing this codec must read before it can place orders in them."
+    "The instruments whose listing this codec must read itself before it can place orders in them."
     return [x for x in self.listings if x not in self._numbers]
 
 @patch

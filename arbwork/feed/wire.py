@@ -20,10 +20,11 @@ from .book import Book
 from .bybit import Bybit
 from .codec import Codec, Keys, Request
 from .events import BOOK, CROSSED, EMPTY, INVALID, VALID, Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate
+from .okx import Okx
 from ..market import ConfigError, DataError, Listing, VenueError
 
 # %% ../../nbs/feed/06_wire.ipynb #2fc66a9b
-CODECS = {'binance': Binance, 'bybit': Bybit}
+CODECS = {c.venue: c for c in (Binance, Bybit, Okx)}
 
 class Addresses(msgspec.Struct, frozen=True):
     "Where one venue is; paths come from its codec."
@@ -434,6 +435,7 @@ def live(self:TradeLink)->bool:
 async def start(self:TradeLink):
     "Connect and log in; `VenueError` when the venue cannot be reached or refuses the keys."
     await self.sync_clock()
+    if wanted := self.codec.unlisted(): await self.listings(wanted)
     loop = asyncio.get_running_loop()
     for channel in dict.fromkeys((self.private, self.trade)):
         started = loop.create_future()

@@ -231,18 +231,22 @@ def touch_edge_bps(
     tape:np.ndarray,   # (n,) of BOOK in order of `ts_recv_ns`
     universe:Universe, # what the slots are
     max_age_s:float=np.inf, # an older book offers nothing
+    max_skew_s:float=np.inf, # nor do two books whose instants are further apart
 )->np.ndarray: # (n,) bps; NaN while fewer than two books may be believed
     "Best gross edge between any two venues after each row."
     n, best = len(tape), np.full(len(tape), np.nan)
     bid, ask = np.full((2, len(universe.listings), n), np.nan)
+    at_ns = np.zeros((len(universe.listings), n), np.int64)
     for slot in range(len(universe.listings)):
         last = np.maximum.accumulate(np.where(tape['slot'] == slot, np.arange(n), -1))
         rows = tape[np.maximum(last, 0)]
-        as_of_ns = np.where(rows['ts_venue_ns'] > 0, np.minimum(rows['ts_recv_ns'], rows['ts_venue_ns']), rows['ts_recv_ns'])
+        at_ns[slot] = as_of_ns = np.where(rows['ts_venue_ns'] > 0, np.minimum(rows['ts_recv_ns'], rows['ts_venue_ns']), rows['ts_recv_ns'])
         good = (last >= 0) & (rows['state'] == VALID) & (tape['ts_recv_ns'] - as_of_ns <= max_age_s*NS)
         bid[slot] = np.where(good & (rows['bid_px'][:, 0] > 0), rows['bid_px'][:, 0], np.nan)
         ask[slot] = np.where(good & (rows['ask_px'][:, 0] > 0), rows['ask_px'][:, 0], np.nan)
     for buy, a in enumerate(universe.listings):
         for sell, b in enumerate(universe.listings):
-            if a.instrument == b.instrument and a.venue != b.venue: best = np.fmax(best, (bid[sell]/ask[buy] - 1)*1e4)
+            if a.instrument != b.instrument or a.venue == b.venue: continue
+            together = abs(at_ns[buy] - at_ns[sell]) <= max_skew_s*NS
+            best = np.fmax(best, np.where(together, (bid[sell]/ask[buy] - 1)*1e4, np.nan))
     return best

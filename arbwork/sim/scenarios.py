@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'MEASURED_ON', 'CALIBRATION', 'FEES_BPS', 'STRESS_LISTINGS', 'BOOKS', 'SCENARIOS', 'Scenario',
-           'gap_figures', 'measure_closes', 'Calibration', 'gap_path', 'book_rows', 'stress', 'read_books', 'recorded',
-           'load_scenario']
+           'gap_figures', 'measure_closes', 'Calibration', 'gap_path', 'book_rows', 'played', 'stress', 'read_books',
+           'recorded', 'load_scenario']
 
 # %% ../../nbs/sim/01_scenarios.ipynb #0c421c47
 from decimal import Decimal
@@ -179,11 +179,22 @@ def book_rows(
     return rows
 
 # %% ../../nbs/sim/01_scenarios.ipynb #8bd3c109
-FEES_BPS = {'binance': (10., 10.), 'bybit': (10., 10.)} # maker, taker: the venues' published spot fees of the lowest tier
+FEES_BPS = {'binance': (10., 10.), 'bybit': (10., 10.), 'okx': (8., 10.), 'kraken': (25., 40.)} # maker, taker: published spot fees of the lowest tier
 STRESS_LISTINGS = {
     'binance': dict(symbol='BTCUSDT', tick=Decimal('0.01'), lot=Decimal('0.00001'), min_qty=Decimal('0.00001'), min_notional=Decimal('5')),
     'bybit': dict(symbol='BTCUSDT', tick=Decimal('0.01'), lot=Decimal('0.00001'), min_qty=Decimal('0.00001'), min_notional=Decimal('5')),
+    'okx': dict(symbol='BTC-USDT', tick=Decimal('0.1'), lot=Decimal('0.00000001'), min_qty=Decimal('0.00001'), min_notional=Decimal(0)),
+    'kraken': dict(symbol='BTC/USDT', tick=Decimal('0.1'), lot=Decimal('0.00000001'), min_qty=Decimal('0.00005'), min_notional=Decimal('0.5')),
 }
+
+def played(
+    venues:tuple[str, ...], # two or more of those that have listings
+)->list[tuple[str, int]]: # venue, and whose prices it shows: 0 the first side's, 1 the second's
+    "Who shows which side of the gap: in turn, so that two venues are its two sides."
+    unknown = [v for v in venues if v not in STRESS_LISTINGS]
+    if unknown: raise ConfigError(f'venues: found {unknown[0]!r}, wanted some of {", ".join(STRESS_LISTINGS)}')
+    if len(venues) < 2 or len(set(venues)) != len(venues): raise ConfigError(f'venues: found {", ".join(venues) or "none"}, wanted two or more different names')
+    return [(v, i % 2) for i, v in enumerate(venues)]
 
 def stress(
     seed:int=7,          # one seed, one world
@@ -192,6 +203,7 @@ def stress(
     start_px:float=20_000., # USDT per BTC
     start:str='2024-01-01', # UTC
     calibration:Calibration=CALIBRATION,
+    venues:tuple[str, ...]=('binance', 'bybit'), # who plays: the dear and the cheap side in turn
 )->Scenario:
     "Two venues that drift apart and come back, drawn from `seed`."
     if not (hours > 0 and step_s > 0 and hours*3600/step_s >= 2): raise ConfigError(f'stress: found hours={hours}, step_s={step_s}, wanted at least two steps')
@@ -200,21 +212,25 @@ def stress(
     common = start_px*np.exp(np.cumsum(rng.standard_normal(n)*calibration.vol_bps_minute*1e-4*np.sqrt(step_s/60)))
     ts_ns = parse_ns(start) + (np.arange(n)*step_s*NS).astype(np.int64)
     listings, rows = {}, {}
-    for slot, (venue, sign) in enumerate((('binance', -1), ('bybit', 1))):
+    for slot, (venue, side) in enumerate(played(venues)):
+        sign = 2*side - 1
         listings[venue] = Listing(venue=venue, instrument='BTC-USDT', **STRESS_LISTINGS[venue])
         rows[venue] = book_rows(slot, ts_ns, _ladder(rng, common*np.exp(sign*gap/2e4), listings[venue], touch=3_000.))
     every = max(1, round(60/step_s))
     figures = gap_figures(np.arange(len(gap[::every])), gap[::every]) if len(gap[::every]) > 2 else {}
-    text = (f'Generated, seed {seed}: {hours:g} h of BTC-USDT books on two venues, a step every {step_s:g} s. The gap between them is calibrated on '
+    text = (f'Generated, seed {seed}: {hours:g} h of BTC-USDT books on {"two" if len(rows) == 2 else len(rows)} venues, a step every {step_s:g} s. The gap between them is calibrated on '
             f'{MEASURED_ON}. Spreads, depths and the fast part of the gap are assumptions.')
     holds = {'BTC': Decimal(10), 'USDT': Decimal(200_000)}
-    return Scenario('stress', text, 'BTC-USDT', listings, rows, FEES_BPS, {v: dict(holds) for v in rows}, seed, figures, [MEASURED_ON])
+    return Scenario('stress', text, 'BTC-USDT', listings, rows, {v: FEES_BPS[v] for v in rows}, {v: dict(holds) for v in rows}, seed, figures, [MEASURED_ON])
 
 # %% ../../nbs/sim/01_scenarios.ipynb #d5a51e5a
 BOOKS = Path(arbwork.__file__).parents[1]/'data'/'books'
-_LINK = {
-    'binance': ('link-usdt_binance_l10_1s_20210820.csv.gz', dict(tick=Decimal('0.001'), lot=Decimal('0.001'), min_qty=Decimal('0.001'), min_notional=Decimal('5'))),
-    'bybit': ('link-usdt_huobi_l10_1s_20210820.csv.gz', dict(tick=Decimal('0.0001'), lot=Decimal('0.001'), min_qty=Decimal('0.001'), min_notional=Decimal('5'))),
+_LINK = (('Binance', 'link-usdt_binance_l10_1s_20210820.csv.gz', Decimal('0.001')), ('Huobi', 'link-usdt_huobi_l10_1s_20210820.csv.gz', Decimal('0.0001')))
+_LINK_LISTINGS = {
+    'binance': dict(symbol='LINKUSDT', min_qty=Decimal('0.001'), min_notional=Decimal('5')),
+    'bybit': dict(symbol='LINKUSDT', min_qty=Decimal('0.001'), min_notional=Decimal('5')),
+    'okx': dict(symbol='LINK-USDT', min_qty=Decimal('0.1'), min_notional=Decimal(0)),
+    'kraken': dict(symbol='LINK/USDT', min_qty=Decimal('0.2'), min_notional=Decimal('0.5')),
 }
 
 def read_books(
@@ -241,20 +257,24 @@ def recorded(
     name:str='link-usdt-2021-08-20', # the one recording that ships
     books:Path|None=None,            # folder of the recordings; None for the one that ships
     minutes:float|None=None,         # only the first of them; None for all
+    venues:tuple[str, ...]=('binance', 'bybit'), # under whose names and protocols: Binance's and Huobi's prices in turn
 )->Scenario:
     "Two venues as they were recorded."
     if name not in ('link-usdt-2021-08-20', 'link-2021-08-20'): raise ConfigError(f'recording: found {name!r}, wanted link-2021-08-20')
-    listings, rows = {}, {}
-    for slot, (venue, (file, rules)) in enumerate(_LINK.items()):
-        listings[venue] = Listing(venue=venue, instrument='LINK-USDT', symbol='LINKUSDT', **rules)
+    listings, rows, whose = {}, {}, {}
+    for slot, (venue, side) in enumerate(played(venues)):
+        whose[venue], file, tick = _LINK[side]
+        listings[venue] = Listing(venue=venue, instrument='LINK-USDT', tick=tick, lot=Decimal('0.001'), **_LINK_LISTINGS[venue])
         rows[venue] = read_books((books or BOOKS)/file, slot)
         if minutes: rows[venue] = rows[venue][rows[venue]['ts_venue_ns'] < rows[venue]['ts_venue_ns'][0] + int(minutes*60*NS)]
-    gap = (rows['bybit']['bid_px'][:, 0] + rows['bybit']['ask_px'][:, 0])/(rows['binance']['bid_px'][:, 0] + rows['binance']['ask_px'][:, 0]) - 1
+    first, second = (r['bid_px'][:, 0] + r['ask_px'][:, 0] for r in list(rows.values())[:2])
+    gap = second/first - 1
     figures = gap_figures(np.arange(len(gap[::60])), gap[::60]*1e4) if len(gap) > 180 else {}
-    text = ('Recorded: LINK-USDT, 2021-08-20 00:00 to 02:00 UTC, ten levels a second. The prices under the name binance are Binance\'s. Those under the '
-            'name bybit are Huobi\'s, served in Bybit\'s protocol. DasAnish/DeFi-arbitrage, commit 01d0484e, MIT.')
+    text = ('Recorded: LINK-USDT, 2021-08-20 00:00 to 02:00 UTC, ten levels a second. '
+            + ' '.join(f"The prices under the name {v} are {who}'s{'' if v == who.lower() else ', served in the protocol of ' + v}." for v, who in whose.items())
+            + ' DasAnish/DeFi-arbitrage, commit 01d0484e, MIT.')
     holds = {'LINK': Decimal(2_000), 'USDT': Decimal(50_000)}
-    return Scenario('link-2021-08-20', text, 'LINK-USDT', listings, rows, FEES_BPS, {v: dict(holds) for v in rows}, None, figures,
+    return Scenario('link-2021-08-20', text, 'LINK-USDT', listings, rows, {v: FEES_BPS[v] for v in rows}, {v: dict(holds) for v in rows}, None, figures,
         ['DasAnish/DeFi-arbitrage commit 01d0484e9db301b1a63c6a454015df990a636220, backtest/orderbook_bnc.csv and orderbook_hb.csv, MIT'])
 
 # %% ../../nbs/sim/01_scenarios.ipynb #194753cb
@@ -263,7 +283,7 @@ SCENARIOS = {'link-2021-08-20': recorded, 'stress': stress}
 def load_scenario(
     name:str,          # one of `SCENARIOS`
     seed:int|None=None, # for those that are drawn
-    **options,         # passed on: `hours`, `step_s`, `minutes`
+    **options,         # passed on: `hours`, `step_s`, `minutes`, `venues`
 )->Scenario:
     "The scenario of that name."
     if name not in SCENARIOS: raise ConfigError(f'scenario: found {name!r}, wanted one of {", ".join(SCENARIOS)}')

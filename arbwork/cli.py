@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'token', 'vault', 'show', 'main', 'market_clock', 'sim',
-           'read_balances', 'open_loop', 'collect', 'watching', 'execute_notebook', 'parameter_values', 'research',
-           'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password', 'token_create',
-           'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove', 'check_versions',
-           'check_disk', 'check_port', 'check_clock', 'doctor', 'demo', 'version']
+           'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'execute_notebook', 'parameter_values',
+           'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password',
+           'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove',
+           'check_versions', 'check_disk', 'check_port', 'check_clock', 'doctor', 'demo', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -90,19 +90,22 @@ def sim(
     speed:Annotated[float, typer.Option(help='market seconds a wall second')]=1.0,
     seed:int=1,
     hours:Annotated[float, typer.Option(help='how much market time a generator makes')]=24.0,
+    from_hour:Annotated[float, typer.Option(help='skip what comes before')]=0.0,
     lead:Annotated[float, typer.Option(help='wall seconds before the first price moves')]=3.0,
     api_key:str='', api_secret:str='',
     balance:Annotated[list[str]|None, typer.Option(help='ASSET=QTY at each venue, or VENUE:ASSET=QTY; repeat it')]=None,
     as_json:AsJson=False,
 ):
     "Serve simulated venues over their real protocols on loopback, until interrupted."
+    from arbwork.sim.scenarios import load_scenario
     from arbwork.sim.server import serve
     names = [x.strip() for x in venues.split(',')]
+    played = from_hour_on(load_scenario(scenario, seed=seed, **(dict(hours=hours) if scenario == 'stress' else {})), from_hour)
     keys = (api_key, api_secret) if api_key else None
     with open_loop() as run:
-        run(serve(names, scenario, port=port, speed=speed, seed=seed, hours=hours, lead_s=lead, keys=keys,
+        run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys,
                   balances=read_balances(names, balance or []),
-                  on_ready=lambda ready: show(ready, as_json, 'simulated venues, until Ctrl-C')))
+                  on_ready=lambda ready: show(ready | dict(figures=played.figures, sources=played.sources), as_json, 'simulated venues, until Ctrl-C')))
 
 # %% ../nbs/91_cli.ipynb #fc5faa99
 def read_balances(
@@ -119,6 +122,17 @@ def read_balances(
         if not good: raise ConfigError(f'balance: found {text!r}, wanted ASSET=QTY or VENUE:ASSET=QTY with one of {", ".join(venues)}')
         for name in ([where] if where else venues): out[name][asset] = qty
     return out
+
+def from_hour_on(
+    scenario,   # a `sim.scenarios.Scenario`
+    hour:float, # of market time since its first row
+):
+    "The same scenario without its first hours."
+    import msgspec
+    start_ns = scenario.start_ns + int(hour*3600*NS)
+    rows = {venue: r[r['ts_venue_ns'] >= start_ns] for venue, r in scenario.rows.items()}
+    if not all(len(r) > 1 for r in rows.values()): raise ConfigError(f'from-hour: found {hour:g}, wanted less than the {(scenario.end_ns - scenario.start_ns)/NS/3600:.2f} hours of {scenario.name}')
+    return msgspec.structs.replace(scenario, rows=rows)
 
 class open_loop:
     "Run coroutines on uvloop; the loop is closed afterwards, also when interrupted."

@@ -29,7 +29,7 @@ class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cooldown_s:float = 1.0          # after a trade, before the next
     trades_per_hour:float = 360.0   # at most
     max_age_s:float = 5.0           # of a book that is decided on
-    max_skew_s:float = 1.0          # between the instants of two books that are compared
+    max_skew_s:float = 0.5          # between the instants of two books that are compared
     slippage_bps:float = 2.0        # the limit price gives way this far from the worst level decided on
     max_open_trades:int = 1
     max_exposure:float = 2_000.0    # unhedged base valued in quote currency, in total

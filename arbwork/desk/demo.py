@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'STRESS', 'LIVE', 'WORLDS', 'LIVE_S', 'STUDY_FIGURES', 'Children', 'tail', 'failed', 'result_of',
-           'rehearsal', 'free_ports', 'Stages', 'World', 'record', 'study', 'say_to', 'trade', 'steer', 'play',
-           'write_json', 'summarise', 'tell', 'run_demo']
+           'rehearsal', 'free_ports', 'Stages', 'World', 'record', 'study', 'say_to', 'trade', 'steer', 'busiest_hour',
+           'play', 'write_json', 'summarise', 'tell', 'run_demo']
 
 # %% ../../nbs/desk/10_demo.ipynb #122d6205
 import configparser
@@ -157,11 +157,11 @@ class Stages:
 # %% ../../nbs/desk/10_demo.ipynb #b2b7de43
 class World:
     "Simulated venues in a process of their own."
-    def __init__(self, children:Children, name:str, scenario:str, seed:int, speed:float, hours:float, lead:float, keys=('', '')):
+    def __init__(self, children:Children, name:str, scenario:str, seed:int, speed:float, hours:float, lead:float, keys=('', ''), from_hour:float=0.):
         self.children, self.speed, port = children, speed, free_ports(2)
         args = [f'--api-key={keys[0]}', f'--api-secret={keys[1]}'] if keys[0] else []
         self.process = children.start(f'sim-{name}', 'arbwork', 'sim', '--scenario', scenario, '--port', port, '--speed', speed, '--seed', seed,
-                                      '--hours', hours, '--lead', lead, '--json', *args)
+                                      '--hours', hours, '--lead', lead, '--from-hour', from_hour, '--json', *args)
         line = self.process.stdout.readline()
         if not line: self.process.wait(); raise failed(self.process)
         self.about = json.loads(line)
@@ -217,6 +217,7 @@ def trade(
     world:World, keys:tuple[str, str],
     wall_s:float, # how long the bot runs
     session:str,
+    trust:Path,   # folder of the public keys whose manifests it accepts
     update,
 )->tuple[dict, list[dict]]: # the bot's own summary, and what the person did meanwhile
     "Run the promoted manifest against a world, steer it through the control API, let it stop."
@@ -229,7 +230,7 @@ def trade(
     address = json.loads(api.stdout.readline() or '{}').get('address')
     if not address: api.wait(); raise failed(api)
     bot = children.start('live', 'arbwork.live', '--mode', 'sim', '--settings', path, '--strategy', 'cross', '--clock-speed', world.speed,
-                         '--seconds', wall_s, '--session', session, '--json')
+                         '--seconds', wall_s, '--session', session, '--trust', trust, '--json')
     with Client(address) as client:
         client.login('demo', password)
         deeds = steer(client, bot, wall_s, update)
@@ -256,21 +257,23 @@ def steer(
         deadline = time.monotonic() + seconds
         while not until(said := seen()) and time.monotonic() < deadline: time.sleep(0.25)
         return said
-    def do(what:str, answer:dict, **more):
-        said = seen()
+    def do(what:str, answer:dict, becomes:str='', **more):
+        said = wait(lambda s: s.get('state') == becomes, 4) if becomes else seen()
         deeds.append(dict(what=what, at_s=round(time.monotonic() - start, 1), ok=bool(answer.get('ok', True)), state=said.get('state'), **more))
+    def ask_for(edge_bps:float, found:float):
+        answer = client.set_params(dict(min_edge_bps=edge_bps))
+        do('minimum edge', answer, found=found, wanted=edge_bps, now=answer['params']['min_edge_bps'])
 
     said = wait(lambda s: s.get('running') and s['trades'] >= 3, wall_s*0.6)
     if not said.get('running'): raise ArbworkError(f'the bot said nothing for {wall_s*0.6:.0f} s; its log is {bot.log}:\n{tail(bot.log)}')
     before = said['params']['min_edge_bps']
-    do('minimum edge', client.set_params(dict(min_edge_bps=before + 1)), found=before, wanted=before + 1, now=client.params()['params']['min_edge_bps'])
-    do('pause', client.pause())
-    time.sleep(1)
-    do('resume', client.resume())
-    do('minimum edge', client.set_params(dict(min_edge_bps=before)), found=before + 1, wanted=before, now=client.params()['params']['min_edge_bps'])
+    ask_for(before + 1, before)
+    do('pause', client.pause(), 'paused')
+    do('resume', client.resume(), 'active')
+    ask_for(before, before + 1)
     wait(lambda s: False, wall_s*0.9 - (time.monotonic() - start))
     do('read trades', {}, trades=len(client.trades()))
-    do('halt', client.halt())
+    do('halt', client.halt(), 'halted')
     return deeds
 
 # %% ../../nbs/desk/10_demo.ipynb #0f976670
@@ -279,9 +282,27 @@ RECORDED, STRESS, LIVE = 'recorded', 'stress', 'live'
 WORLDS = {
     RECORDED: dict(scenario='link-2021-08-20', speed=300., hours=2., lead=5.),
     STRESS:   dict(scenario='stress', speed=1440., hours=24., lead=5.),
-    LIVE:     dict(scenario='stress', speed=240., hours=24., lead=8.),
+    LIVE:     dict(scenario='stress', speed=60., hours=24., lead=6.),
 }
 LIVE_S = 45. # wall seconds that the bot trades
+
+def busiest_hour(
+    seed:int,        # of the stress scenario
+    lasts_h:float,   # market hours
+    over_bps:float=23., # gross edge that counts
+)->float: # hours into the day
+    "Where a window of `lasts_h` holds most rows with an edge, a little before the first of them."
+    import numpy as np
+
+    from arbwork.research.evidence import touch_edge_bps
+    from arbwork.sim.scenarios import load_scenario
+    world = load_scenario('stress', seed=seed, hours=WORLDS[LIVE]['hours'])
+    tape = world.tape()
+    hour = (tape['ts_recv_ns'] - tape['ts_recv_ns'][0])/NS/3600
+    at = hour[touch_edge_bps(tape, world.universe) > over_bps]
+    if not len(at): return 0.
+    held = np.searchsorted(at, at + 0.8*lasts_h) - np.arange(len(at))
+    return max(0., min(float(at[np.argmax(held)]) - 0.08*lasts_h, float(hour[-1]) - lasts_h))
 
 def play(
     children:Children, settings:Settings, out:Path,
@@ -364,8 +385,9 @@ def run_demo(
         if not found[STRESS]['promoted']: raise ArbworkError(f'stress scenario, seed {seed}: no gate opened, so there is nothing to trade; see {out/STRESS/"study"}')
         session, keys = f'demo-{seed + 1}'[:16], (secrets.token_hex(16), secrets.token_hex(32))
         with show.stage('live', f'trading the promoted manifest, seed {seed + 1}') as update:
-            with World(children, LIVE, seed=seed + 1, keys=keys, **WORLDS[LIVE]) as world:
-                live, deeds = trade(children, settings, out/LIVE, world, keys, LIVE_S, session, update)
+            at = busiest_hour(seed + 1, LIVE_S*WORLDS[LIVE]['speed']/3600)
+            with World(children, LIVE, seed=seed + 1, keys=keys, from_hour=at, **WORLDS[LIVE]) as world:
+                live, deeds = trade(children, settings, out/LIVE, world, keys, LIVE_S, session, out/STRESS/'keys', update)
         with show.stage('parity', 'replaying the session through the kernel') as update:
             parity = result_of(children.start('parity', 'arbwork', 'parity', session, '--settings', out/LIVE/'settings.ini', '--json'))
         summary = summarise(found, live, deeds, parity, show.seconds, seed)

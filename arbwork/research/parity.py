@@ -159,6 +159,7 @@ def _arrive(self:Modelled, now_ns:int, a:Place):
         fill = VenueFill(x.client_id, x.client_id, f'{a.venue}-{next(self.fills)}', x.instrument, x.side, px, qty, fee, asset, False, now_ns, venue=a.venue)
     self._later(now_ns + self.latency_ns[a.venue], self._known, update, fill)
 
+# %% ../../nbs/research/04_parity.ipynb #ed3a8d9d
 @patch
 def _known(self:Modelled, now_ns:int, update:VenueOrder, fill):
     "The answer is here."
@@ -295,7 +296,8 @@ def _split(session:Lived, paper:Paper, latency_ns:dict, live:TradeReport, twin:T
     top = max(parts, key=lambda k: abs(parts[k]))
     if undone: parts['latency'] += parts.pop('answer')
     words = dict(latency=f'a leg arrived {late:+.0f} ms against the latency assumed', fee='the venue charged other fees than its schedule',
-                 answer='both legs had filled, the answer of one came too late to know', fill='filled differently from the book we had seen', stale='the book was old or not valid on arrival')
+                 answer='both legs had filled, the answer of one came too late to know', fill='filled differently from the book we had seen',
+                 stale='the book was old or not valid on arrival')
     return parts, '; '.join(filter(None, [words[top], live.why])) if abs(whole) > 1e-9 else ''
 
 # %% ../../nbs/research/04_parity.ipynb #58d5c710

@@ -145,8 +145,9 @@ def equity(
     "P&L through time: unseen windows, the winner, and its twins."
     fig = blank(f'Profit and loss{": " + label if label else ""}', y=f'P&L so far, {quote}', height=400)
     t = _times(curves.t_ms)
-    for name, y, colour, dash, width in (('winner, chosen in hindsight', curves.winner, '#9fb3c4', 'solid', 1.5), ('winner, fees doubled', curves.twin_fees, AMBER, 'dot', 1.5),
-                                         ('winner, orders later', curves.twin_latency, GREY, 'dash', 1.5), ('walk forward, unseen', curves.walk, TEAL, 'solid', 3)):
+    lines = (('winner, chosen in hindsight', curves.winner, '#9fb3c4', 'solid', 1.5), ('winner, fees doubled', curves.twin_fees, AMBER, 'dot', 1.5),
+             ('winner, orders later', curves.twin_latency, GREY, 'dash', 1.5), ('walk forward, unseen', curves.walk, TEAL, 'solid', 3))
+    for name, y, colour, dash, width in lines:
         if y: fig.add_scatter(x=t, y=y, mode='lines', name=name, line=dict(color=colour, dash=dash, width=width, shape='hv'))
     for k, f in enumerate(curves.folds):
         if k % 2 == 0: fig.add_vrect(*_times([f.start_ms, f.end_ms]), fillcolor=TEAL, opacity=.06, line_width=0)
@@ -173,7 +174,8 @@ def trial_line(
     "All trials in order of their P&L."
     n = len(curves.trial_pnl)
     fig = blank(f'All {n:,} trials, worst to best', x='trial', y=f'P&L of the whole window, {quote}', height=280)
-    fig.add_bar(x=list(range(1, n + 1)), y=curves.trial_pnl, marker=dict(color=[TEAL if p > 0 else RED if p < 0 else GREY for p in curves.trial_pnl], line_width=0), showlegend=False)
+    colours = [TEAL if p > 0 else RED if p < 0 else GREY for p in curves.trial_pnl]
+    fig.add_bar(x=list(range(1, n + 1)), y=curves.trial_pnl, marker=dict(color=colours, line_width=0), showlegend=False)
     fig.update_layout(bargap=0)
     return fig
 
@@ -271,7 +273,8 @@ def cards(
     *items:tuple[str, str, str], # figure, what it is, and '' or 'good', 'bad', 'warn'
 )->str:
     "Figures to be seen first."
-    return '<div class="arb-cards">' + ''.join(f'<div class="arb-card {kind}"><b>{escape(str(value))}</b><span>{escape(what)}</span></div>' for value, what, kind in items) + '</div>'
+    each = (f'<div class="arb-card {kind}"><b>{escape(str(value))}</b><span>{escape(what)}</span></div>' for value, what, kind in items)
+    return f'<div class="arb-cards">{"".join(each)}</div>'
 
 def table(
     rows:list[dict], # the same keys in each; numbers are set to the right
@@ -298,19 +301,20 @@ def gate_table(
     study:Study,
 )->str:
     "Each gate with what was found and what was wanted."
-    return table([dict(gate=g.name, found='nothing to measure' if g.value is None else f'{g.value:,.3f}'.rstrip('0').rstrip('.'), wanted=g.wanted, passed=g.passed) for g in study.gates],
-                 empty='no gates were applied')
+    figure = lambda x: 'nothing to measure' if x is None else f'{x:,.3f}'.rstrip('0').rstrip('.')
+    return table([dict(gate=g.name, found=figure(g.value), wanted=g.wanted, passed=g.passed) for g in study.gates], empty='no gates were applied')
 
 def study_cards(
     study:Study,
 )->str:
     "The figures of a study that are looked at first."
     quote, x = study.universe.listings[0].quote, study
-    good = 'good' if x.promoted else 'bad'
-    return cards(('promoted' if x.promoted else 'not promoted', x.scenario, good), (f'{x.trials:,}', 'parameter sets tried', ''), (f'{x.trades:,}', 'trades, unseen windows', ''),
+    return cards(('promoted' if x.promoted else 'not promoted', x.scenario, 'good' if x.promoted else 'bad'),
+                 (f'{x.trials:,}', 'parameter sets tried', ''), (f'{x.trades:,}', 'trades, unseen windows', ''),
                  (f'{x.pnl_quote:+,.2f}', f'P&L, unseen windows, {quote}', 'good' if x.pnl_quote > 0 else ''),
                  (f'{x.oos_sharpe:,.1f}', f'Sharpe a year, unseen ({x.oos_low:,.1f} to {x.oos_high:,.1f}), from {x.bucket_s/60:g} min buckets', ''),
-                 ('none' if x.dsr is None else f'{x.dsr:.3f}', 'deflated Sharpe, probability', ''), ('none' if x.pbo is None else f'{x.pbo:.2f}', 'probability of overfitting', ''))
+                 ('none' if x.dsr is None else f'{x.dsr:.3f}', 'deflated Sharpe, probability', ''),
+                 ('none' if x.pbo is None else f'{x.pbo:.2f}', 'probability of overfitting', ''))
 
 # %% ../../nbs/research/05_report.ipynb #875bb8b9
 def load_curves(

@@ -533,8 +533,8 @@ _SILENT = ('pending_new', 'amended', 'restated', 'status', 'iceberg_refill')
 
 class _Heard:
     "What was heard of an order so far."
-    __slots__ = ('client_id', 'instrument', 'side', 'qty', 'filled')
-    def __init__(self): self.client_id, self.instrument, self.side, self.qty, self.filled = '', '', 0, Decimal(0), Decimal(0)
+    __slots__ = ('client_id', 'instrument', 'side', 'qty', 'filled', 'fills')
+    def __init__(self): self.client_id, self.instrument, self.side, self.qty, self.filled, self.fills = '', '', 0, Decimal(0), Decimal(0), set()
 
 # %% ../../nbs/feed/05_kraken.ipynb #df199b02
 @patch
@@ -587,7 +587,9 @@ def _trade_event(self:Kraken, o:_Heard, e:_Event)->list:
         self._fees[e.exec_id] = fee
         if len(self._fees) > 100_000: self._fees.pop(next(iter(self._fees)))
     fill = Fill(o.client_id, e.order_id, e.exec_id, o.instrument, o.side, e.last_price, e.last_qty, fee, asset, e.liquidity_ind == 'm', ns_of(e.timestamp))
-    return [fill, self._said(o, e, 'partly_filled')] if e.cum_qty is not None and o.filled < o.qty else [fill]
+    if e.cum_qty is None and e.exec_id not in o.fills: o.filled += e.last_qty
+    o.fills.add(e.exec_id)
+    return [fill, self._said(o, e, 'partly_filled')] if o.filled < o.qty else [fill]
 
 @patch
 def _answer(self:Kraken, f:_Other)->list:

@@ -255,11 +255,11 @@ main, .jp-Notebook {{ max-width: 1080px; margin: 0 auto !important; }}
 .jp-RenderedHTMLCommon {{ font-family: inherit !important; font-size: 15px !important; line-height: 1.6 !important; color:{INK} !important; }}
 .jp-RenderedHTMLCommon h1, .jp-RenderedHTMLCommon h2 {{ color:{INK}; letter-spacing:-.01em; }}
 .jp-RenderedHTMLCommon h2 {{ margin-top:1.6em; border-bottom:2px solid {PALE}; padding-bottom:.25em; }}
-.arb-cards {{ display:grid; grid-template-columns:repeat(auto-fill, minmax(158px, 1fr)); gap:12px; margin:14px 0; }}
+.arb-cards {{ display:grid; grid-template-columns:repeat(auto-fill, minmax(136px, 1fr)); gap:12px; margin:14px 0; }}
 .arb-card {{ background:#fff; border-radius:10px; padding:14px 16px; box-shadow:0 1px 3px rgba(29,43,58,.12); border-top:3px solid {GREY}; }}
 .arb-card.good {{ border-top-color:{TEAL}; }} .arb-card.bad {{ border-top-color:{RED}; }} .arb-card.warn {{ border-top-color:{AMBER}; }}
-.arb-card b {{ display:block; font-size:22px; line-height:1.25; letter-spacing:-.02em; overflow-wrap:anywhere; }}
-.arb-card span {{ font-size:12px; color:#5d6b79; }}
+.arb-card b {{ display:block; font-size:21px; line-height:1.25; letter-spacing:-.02em; overflow-wrap:anywhere; }}
+.arb-card span {{ font-size:12px; color:#5d6b79; display:block; line-height:1.35; margin-top:4px; }}
 .arb-said {{ background:#fff; border-left:4px solid {TEAL}; border-radius:6px; padding:10px 16px; margin:8px 0; box-shadow:0 1px 3px rgba(29,43,58,.08); }}
 .arb-said.no {{ border-left-color:{RED}; }}
 table.arb {{ border-collapse:collapse; width:100%; background:#fff; font-size:13.5px !important; box-shadow:0 1px 3px rgba(29,43,58,.08); border-radius:8px; overflow:hidden; }}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURED', 'MEASURED_ON', 'CALIBRATION', 'FEES_BPS', 'STRESS_LISTINGS', 'BOOKS', 'SCENARIOS', 'Scenario',
            'gap_figures', 'measure_closes', 'Calibration', 'gap_path', 'book_rows', 'played', 'stress', 'read_books',
-           'recorded', 'load_scenario']
+           'recorded', 'load_scenario', 'cast']
 
 # %% ../../nbs/sim/01_scenarios.ipynb #0c421c47
 from decimal import Decimal
@@ -289,3 +289,10 @@ def load_scenario(
     if name not in SCENARIOS: raise ConfigError(f'scenario: found {name!r}, wanted one of {", ".join(SCENARIOS)}')
     make = SCENARIOS[name]
     return make(**options) if make is recorded or seed is None else make(seed=seed, **options)
+
+def cast(
+    wanted, # names of the venues that are to be opened
+)->tuple[str, ...]: # for `venues` of a scenario
+    "Who has to play so that all of `wanted` do: the usual two where that is enough, and never one alone."
+    if set(wanted) <= {'binance', 'bybit'}: return 'binance', 'bybit'
+    return tuple(wanted) if len(wanted) > 1 else (*wanted, 'binance')

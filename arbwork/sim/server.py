@@ -18,11 +18,12 @@ from ..market import ConfigError
 from .binance import BinanceVenue
 from .bybit import BybitVenue
 from .engine import Engine, whole
-from .scenarios import Scenario, load_scenario
+from .okx import OkxVenue
+from .scenarios import Scenario, cast, load_scenario
 from .wire import Fault, Session, Venue
 
 # %% ../../nbs/sim/09_server.ipynb #06ab648d
-VENUES = {'binance': BinanceVenue, 'bybit': BybitVenue}
+VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, OkxVenue)}
 MAX_WAITING = 200_000 # frames
 
 class Door:
@@ -291,7 +292,7 @@ async def serve(
     stop:asyncio.Event|None=None, # ends it; None: until cancelled
 ):
     "Serve simulated venues until stopped."
-    if isinstance(scenario, str): scenario = load_scenario(scenario, seed=seed, **({'hours': hours} if scenario == 'stress' else {}))
+    if isinstance(scenario, str): scenario = load_scenario(scenario, seed=seed, venues=cast(venues), **({'hours': hours} if scenario == 'stress' else {}))
     world = World(venues, scenario, port, speed, keys, balances, lead_s, host, fees_bps, start_ns)
     ready = await world.start()
     try:

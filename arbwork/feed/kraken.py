@@ -236,7 +236,7 @@ _MEANING = {
     'banned': ('EGeneral:Temporary lockout', 'ETrade:User Locked', 'EAuth:Account temporary disabled'),
     'venue_down': ('EService:Unavailable', 'EService:Busy', 'EService:Market in'),
     'unknown_outcome': ('EGeneral:Internal error', 'EDatabase:Internal error', 'EService:Timeout', 'EGeneral:Unknown error'),
-    'duplicate_id': ('EOrder:Invalid cl_ord_id:duplicate', 'EOrder:Duplicate', 'EGeneral:Invalid arguments:cl_ord_id is already'),
+    'duplicate_id': ('EOrder:Duplicate', 'EGeneral:Invalid arguments:cl_ord_id'), # no words are published: whatever is said of it, ask
     'unknown_order': ('EOrder:Unknown order', 'EOrder:Invalid order', 'EQuery:Unknown order'),
     'insufficient_funds': ('EOrder:Insufficient funds', 'EOrder:Insufficient margin'),
     'below_minimum': ('EOrder:Order minimum not met', 'EOrder:Cost minimum not met', 'EGeneral:Invalid arguments:volume minimum not met'),

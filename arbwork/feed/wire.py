@@ -23,11 +23,12 @@ from .book import Book
 from .bybit import Bybit
 from .codec import Codec, Keys, Request
 from .events import BOOK, CROSSED, EMPTY, INVALID, VALID, Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate
+from .kraken import Kraken
 from .okx import Okx
 from ..market import ConfigError, DataError, Listing, VenueError
 
 # %% ../../nbs/feed/06_wire.ipynb #2fc66a9b
-CODECS = {c.venue: c for c in (Binance, Bybit, Okx)}
+CODECS = {c.venue: c for c in (Binance, Bybit, Kraken, Okx)}
 
 class Addresses(msgspec.Struct, frozen=True):
     "Where one venue is; paths come from its codec."

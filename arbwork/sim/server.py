@@ -21,12 +21,13 @@ from ..market import ConfigError
 from .binance import BinanceVenue
 from .bybit import BybitVenue
 from .engine import Engine, whole
+from .kraken import KrakenVenue
 from .okx import OkxVenue
 from .scenarios import Scenario, cast, load_scenario
 from .wire import Fault, Session, Venue
 
 # %% ../../nbs/sim/09_server.ipynb #06ab648d
-VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, OkxVenue)}
+VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, KrakenVenue, OkxVenue)}
 MAX_WAITING = 200_000 # frames
 
 class Door:

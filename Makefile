@@ -26,6 +26,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@echo 'compiling the kernels (once; about half a minute)'
+	@$(BIN)/arbwork compile >/dev/null
 	@touch $(READY)
 
 demo: setup

@@ -10,7 +10,7 @@ __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'token', 'vault', 's
            'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'execute_notebook', 'parameter_values',
            'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password',
            'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove',
-           'check_versions', 'check_disk', 'check_port', 'check_clock', 'doctor', 'demo', 'version']
+           'check_versions', 'check_disk', 'check_port', 'check_clock', 'doctor', 'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -466,6 +466,21 @@ def demo(
     s = load_settings(settings)
     summary = run_demo(s, out or s.var/'demo', seed=s.seed if seed is None else seed)
     if as_json: print(json.dumps(summary))
+
+@app.command('compile', hidden=True)
+def compile_kernels(as_json:AsJson=False):
+    "Compile the kernels once, so that neither the first study nor the first trade waits for it."
+    from arbwork.live import warm
+    from arbwork.research.backtest import inventory_of, prepare
+    from arbwork.research.sweep import sweep
+    from arbwork.settings import Params
+    from arbwork.sim.scenarios import stress
+    from arbwork.trade.core import SessionStart
+    start, world = time.monotonic(), stress(seed=1, hours=0.2)
+    sweep('cross', prepare(world.tape(), world.universe), world.universe, dict(min_edge_bps=[1, 2]), inventory=inventory_of(world.universe, world.balances),
+          fee_in='received')
+    warm(SessionStart('warm', 'sim', 'cross', Params(), world.universe, world.balances, world.start_ns))
+    show(dict(compiled=True, seconds=round(time.monotonic() - start, 1)), as_json)
 
 @app.command(hidden=True)
 def version(as_json:AsJson=False):

@@ -107,7 +107,7 @@ class Kraken(Codec):
     def __init__(self, listings=None, keys=None):
         super().__init__(listings, keys)
         self._pairs, self._frames, self._ours, self._orders = {}, {}, {}, {}
-        self._nonce, self._token, self._numbers, self._fees = 0, '', {}, {}
+        self._nonce, self._token, self._numbers, self._fees, self._decimals = 0, '', {}, {}, {}
         for name in self.listings: self.know(name)
 
     def know(self, instrument:str):
@@ -191,14 +191,23 @@ def _book_update(self:Kraken, kind:str, b:_Book, raw:bytes)->BookUpdate:
     if not 0 <= b.checksum < 2**32: raise msgspec.ValidationError(f'checksum {b.checksum}, wanted 32 bits without a sign')
     seq, last = self._frames.get(b.symbol, (0, b''))
     if raw != last: self._frames[b.symbol] = seq, last = seq + 1, raw
-    return BookUpdate(self.instrument(b.symbol), kind == 'snapshot', seq, seq, -1, ns_of(b.timestamp), _levels(b.bids), _levels(b.asks), b.checksum)
+    decimals = [] if kind == 'snapshot' else self._decimals.get(b.symbol, [])
+    bids, asks = _levels(b.bids, decimals), _levels(b.asks, decimals)
+    if kind == 'snapshot': self._decimals[b.symbol] = decimals
+    return BookUpdate(self.instrument(b.symbol), kind == 'snapshot', seq, seq, -1, ns_of(b.timestamp), bids, asks, b.checksum)
 
-def _levels(levels:list[_Level])->list[tuple[float, Written]]:
+def _behind(text:bytes)->int: return len(text) - 1 - at if (at := text.find(b'.')) >= 0 else 0
+
+def _levels(levels:list[_Level], decimals:list[int])->list[tuple[float, Written]]:
+    "Levels, all with as many decimals of price and quantity as the pair has; an empty `decimals` is filled from the first."
     out = []
     for x in levels:
         px, qty = bytes(x.price), bytes(x.qty)
         if not (_plain_number(px) and _plain_number(qty)): px, qty = _spelt(px), _spelt(qty)
         out.append(written(px, qty))
+        if not decimals: decimals += _behind(px), _behind(qty)
+        if _behind(px) != decimals[0] or (out[-1][1] and _behind(qty) != decimals[1]):
+            raise ValueError(f'level {px.decode()} x {qty.decode()}, wanted {decimals[0]} and {decimals[1]} decimals')
     return out
 
 def _spelt(text:bytes)->bytes:

@@ -108,7 +108,8 @@ def replay(start, frames):
     book.apply(codec.snapshot_reply('LINK-USDT', 200, start))
     for raw in frames:
         try:
-            for u in codec.public(raw): book.apply(u)
+            for u in codec.public(raw):
+                if type(u) is BookUpdate: book.apply(u)
         except DataError: book.drop('unreadable')
         out.append((book.state, book.seq, dict(book.bids), dict(book.asks)))
     return book, out

@@ -65,6 +65,27 @@ def test_a_lost_frame_of_the_recording_breaks_the_checksum():
 
 
 @recorded
+def test_10_000_mutated_recorded_frames_never_bring_codec_or_book_down():
+    rng, codec, books, refused = random.Random(20), Okx(), {}, 0
+    frames = [raw for raw in lines('OKX.ws.1.0.txt.gz') if len(raw) < 4_000]
+    for _ in range(10_000):
+        raw = bytearray(rng.choice(frames))
+        for _ in range(rng.randrange(1, 4)):
+            i, what = rng.randrange(len(raw)), rng.randrange(4)
+            if what == 0: raw[i] = rng.randrange(256)
+            elif what == 1: del raw[i:i + rng.randrange(1, 9)]
+            elif what == 2: raw[i:i] = raw[max(0, i - 7):i]
+            elif i: del raw[i:]
+        try:
+            for u in codec.public(bytes(raw)):
+                if type(u) is BookUpdate: books.setdefault(u.instrument, Book('okx', u.instrument, codec.follows)).apply(u)
+        except DataError as e:
+            assert 'okx' in str(e) and 'found' in str(e)
+            refused += 1
+    assert refused > 5_000 and all(b.state != VALID for b in books.values()), 'without numbers and a snapshot there is nothing to believe'
+
+
+@recorded
 def test_recorded_listings():
     with gzip.open(RECORDED/'OKX.0.txt.gz', 'rb') as f: first = f.readline().rstrip()
     found = Okx().listings_reply(200, first.partition(b': ')[2])

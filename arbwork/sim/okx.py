@@ -287,7 +287,7 @@ def history(self:OkxVenue, p:dict, now_ns:int):
     return self._page([self.order_json(o) for o in list(self.engine.orders.values())[::-1] if not o.open and (not name or o.instrument == name)], 'ordId', p)
 @patch
 def executions(self:OkxVenue, p:dict, now_ns:int):
-    name, begin, end, id = self.instrument_of(p, wanted=False), count_of(p, 'begin', 0), count_of(p, 'end', 2**60), str(p.get('ordId') or '')
+    name, begin, end, id = self.instrument_of(p, wanted=False), count_of(p, 'begin', 0), count_of(p, 'end', 10**15), str(p.get('ordId') or '')
     return self._page([self.fill_json(f) for f in self.engine.fills[::-1] if (not name or f.instrument == name) and begin <= f.ts_venue_ns//MS <= end
         and (not id or f.venue_id == id)], 'billId', p)
 
@@ -426,7 +426,7 @@ def trade(self:OkxVenue, s:Session, op:str, args:list, id:str, expires, now_ns:i
     def name_of(p):
         number = p.get('instIdCode')
         if number is None: raise OrderRefusal(51000, 'Parameter instIdCode can not be empty', 200)
-        if not isinstance(number, (int, str)) or not str(number).isdigit() or int(number) not in numbers: raise OrderRefusal(51001, "Instrument ID code doesn't exist.", 200)
+        if not isinstance(number, (int, str)) or not (str(number).isascii() and str(number).isdigit()) or int(number) not in numbers: raise OrderRefusal(51001, "Instrument ID code doesn't exist.", 200)
         return numbers[int(number)]
     try:
         if not s.user: raise Refusal(60011, 'Please log in', 401)

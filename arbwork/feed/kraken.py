@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEGACY', 'MODERN', 'EPOCH', 'Time', 'asset_name', 'pair_names', 'Written', 'written', 'book_checksum', 'ns_of',
-           'Kraken', 'error_code', 'secret_bytes', 'api_sign', 'rfc3339']
+           'Kraken', 'error_code', 'secret_bytes', 'api_sign', 'pack_id', 'unpack_id', 'rfc3339']
 
 # %% ../../nbs/feed/05_kraken.ipynb #0af2cbf3
 import base64
@@ -340,13 +340,42 @@ def listings_reply(self:Kraken, status:int, body:bytes)->dict[str, Listing]:
 
 # %% ../../nbs/feed/05_kraken.ipynb #1b2e6384
 _SHORT = re.compile(r'[A-Za-z0-9_-]{1,18}').fullmatch
+_SYMBOLS = '\0-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
+_PARTS = re.compile(r'([A-Za-z0-9-]{1,16})-(\d{1,5})-(\d{1,2})-(\d{1,2})').fullmatch
 
+def pack_id(
+    client_id:str, # session-trade-leg-attempt
+)->str: # 32 hexadecimal digits; '' where it does not fit
+    "A client id as a UUID of version 8."
+    m = _PARTS(client_id)
+    if not m: return ''
+    session, (trade, leg, attempt) = m[1], map(int, m.groups()[1:])
+    if f'{session}-{trade}-{leg}-{attempt}' != client_id or trade >= 2**16 or leg >= 32 or attempt >= 32: return ''
+    n = 0
+    for c in session.ljust(16, '\0'): n = n << 6 | _SYMBOLS.index(c)
+    n = n << 26 | trade << 10 | leg << 5 | attempt
+    return f'{n >> 74 << 80 | 8 << 76 | (n >> 62 & 0xfff) << 64 | 2 << 62 | n & 2**62 - 1:032x}'
+
+def unpack_id(
+    text:str, # a client id of the venue's, with or without dashes
+)->str: # '' where it is none of ours
+    "The client id that was packed."
+    digits = text.replace('-', '').lower()
+    if len(digits) != 32 or digits.strip('0123456789abcdef') or digits[12] != '8' or digits[16] not in '89ab': return ''
+    u = int(digits, 16)
+    n = u >> 80 << 74 | (u >> 64 & 0xfff) << 62 | u & 2**62 - 1
+    session = ''.join(_SYMBOLS[n >> i & 63] for i in range(116, 25, -6)).rstrip('\0')
+    found = f'{session}-{n >> 10 & 0xffff}-{n >> 5 & 31}-{n & 31}'
+    return found if pack_id(found) == digits else ''
+
+# %% ../../nbs/feed/05_kraken.ipynb #d758c775
 @patch
 def wire_id(self:Kraken,
     client_id:str,
 )->str: # as the venue takes it
-    "Our client id as it goes out, remembered for the way back."
+    "Our client id as it goes out."
     if _SHORT(client_id): return client_id
+    if packed := pack_id(client_id): return packed
     found = uuid5(NAMESPACE_URL, f'arbwork:{client_id}').hex
     self._ours[found] = client_id
     if len(self._ours) > 100_000: self._ours.pop(next(iter(self._ours)))
@@ -355,7 +384,7 @@ def wire_id(self:Kraken,
 @patch
 def our_id(self:Kraken, wire_id:str)->str:
     "Our client id of what came in; an id that is not ours stays as it is."
-    return self._ours.get(wire_id.replace('-', ''), wire_id)
+    return unpack_id(wire_id) or self._ours.get(wire_id.replace('-', ''), wire_id)
 
 # %% ../../nbs/feed/05_kraken.ipynb #e54402b1
 class _Asset(msgspec.Struct): balance:str; hold_trade:str = '0'

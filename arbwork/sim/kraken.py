@@ -28,6 +28,7 @@ _SAY = {
     'clock': 'EService:Deadline elapsed', 'signature': 'EAPI:Invalid signature', 'permission': 'EAPI:Invalid key', 'rate': 'EOrder:Rate limit exceeded',
     'banned': 'EGeneral:Temporary lockout', 'venue_down': 'EService:Unavailable', 'unknown_outcome': 'EGeneral:Internal error', 'other': 'EOrder:Invalid order',
 }
+_BY_SOCKET = {'EOrder:Insufficient funds': 'EOrder:Insufficient funds (insufficient user funds)', 'EOrder:Order minimum not met': 'EOrder:Order minimum not met (volume too low)'}
 _encode = msgspec.json.Encoder(decimal_format='number').encode
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
@@ -381,7 +382,7 @@ def receive(self:KrakenVenue, s:Session, raw:str|bytes, now_ns:int)->list[bytes]
         results, more = calls[base['method']](s, p, now_ns)
         return [_encode({**base, 'result': r, 'success': True, **at}) for r in results] + more
     except ValueError: words = 'EGeneral:Invalid arguments'
-    except Refusal as e: words = e.message
+    except Refusal as e: words = _BY_SOCKET.get(e.message, e.message)
     return [_encode({'error': words, **base, 'success': False, **at})]
 
 @patch

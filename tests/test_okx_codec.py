@@ -13,7 +13,7 @@ from arbwork.feed.book import Book
 from arbwork.feed.codec import Keys
 from arbwork.feed.events import CROSSED, INVALID, VALID, Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from arbwork.feed.okx import Okx, checksum, from_wire, signature, to_wire
-from arbwork.market import BUY, SELL, ConfigError, DataError, Listing, VenueError
+from arbwork.market import BUY, SELL, DataError, Listing, VenueError
 
 RECORDED = Path(__file__).parents[2]/'shared'/'data'/'real'/'raw_frames'/'cryptofeed'
 recorded = pytest.mark.skipif(not (RECORDED/'OKX.ws.1.0.txt.gz').exists(), reason=f'no recordings in {RECORDED}')
@@ -254,7 +254,8 @@ def test_two_ids_are_never_one_on_the_wire(a, b): assert (to_wire(a) == to_wire(
 
 @pytest.mark.parametrize('bad', ['', 'x'*33, 'Z'*17, 'a_b', 'ä', 'a b'])
 def test_ids_that_do_not_fit_are_refused_before_they_leave(bad):
-    with pytest.raises(ConfigError, match='okx client id'): to_wire(bad)
+    with pytest.raises(VenueError, match='okx client id') as e: to_wire(bad)
+    assert e.value.code == 'permission'
 
 
 def test_foreign_ids_stay_as_they_are():

@@ -178,7 +178,7 @@ def test_a_port_in_use_names_port_and_venue_and_gives_the_others_back():
 
 def test_unknown_venues_scenarios_and_speeds_are_refused():
     s = load_scenario('link-2021-08-20', minutes=1)
-    for venues, options, words in ((['kraken'], {}, "found 'kraken', wanted one of binance, bybit"), ([], {}, 'one or more'), (['bybit', 'bybit'], {}, 'different'),
+    for venues, options, words in ((['huobi'], {}, "found 'huobi', wanted one of binance, bybit"), ([], {}, 'one or more'), (['bybit', 'bybit'], {}, 'different'),
                                    (['bybit'], {'speed': 0}, 'speed 0'), (['bybit'], {'lead_s': -1}, 'at least 0')):
         with pytest.raises(ConfigError, match=words): World(venues, s, **options)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from .codec import Codec, Request, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
-from ..market import BUY, SELL, ConfigError, DataError, Listing, VenueError, decimal
+from ..market import BUY, SELL, DataError, Listing, VenueError, decimal
 
 # %% ../../nbs/feed/04_okx.ipynb #763d6c5b
 MS = 1_000_000
@@ -268,10 +268,10 @@ def _number(self:Okx, instrument:str)->int:
 def to_wire(
     client_id:str, # ours, of [A-Za-z0-9-]
 )->str: # letters and digits, 32 at most
-    "Our id as OKX takes it; `ConfigError` where it does not fit."
+    "Our id as OKX takes it; one that does not fit is refused before it leaves."
     text = client_id.replace('Y', 'YY').replace('Z', 'YZ').replace('-', 'Z')
     if len(text) > 32 or not (text.isascii() and text.isalnum()):
-        raise ConfigError(f'okx client id {client_id!r}: found {len(text)} characters as {text!r}, wanted at most 32 letters, digits and hyphens')
+        raise VenueError(f'okx client id {client_id!r}: found {len(text)} characters as {text!r}, wanted at most 32 letters, digits and hyphens', 'permission')
     return text
 
 def from_wire(

@@ -80,6 +80,7 @@ def check_signed(self:OkxVenue, method:str, target:str, body:str, headers, now_n
     if abs(now_ns - at_ns) > 30e9*self.slack: raise refusal('clock')
     if not hmac.compare_digest(digest(self.keys.secret, f'{ts}{method}{target}{body}').encode(), headers.get('OK-ACCESS-SIGN', '').encode()): raise refusal('signature')
 
+# %% ../../nbs/sim/04_okx.ipynb #bc42d0a9
 def texts(p)->dict:
     "Parameters as one object of plain values."
     if not isinstance(p, dict) or any(isinstance(v, (dict, list)) for v in p.values()): raise Refusal(50002, 'Incorrect json data format', 400)
@@ -370,6 +371,7 @@ def receive(self:OkxVenue, s:Session, raw:str|bytes, now_ns:int)->list[bytes]: #
     if op in _OPS and s.kind == 'private': return [self.trade(s, op, args, id, m.get('expTime'), now_ns)]
     return [fault(s, 60019, f'Invalid op: {op}', **({'id': id} if id else {}))]
 
+# %% ../../nbs/sim/04_okx.ipynb #4289e18e
 @patch
 def log_in(self:OkxVenue, s:Session, a:dict, now_ns:int)->bytes:
     "Key, passphrase, seconds since 1970 and the signature of them and `GET/users/self/verify`."
@@ -383,7 +385,7 @@ def log_in(self:OkxVenue, s:Session, a:dict, now_ns:int)->bytes:
     s.user = True
     return _encode({'event': 'login', 'code': '0', 'msg': '', 'connId': f'sim{s.id}'})
 
-# %% ../../nbs/sim/04_okx.ipynb #4289e18e
+# %% ../../nbs/sim/04_okx.ipynb #09d63196
 @patch
 def subscribe(self:OkxVenue, s:Session, op:str, a:dict, now_ns:int)->list[bytes]:
     "One channel: the answer, and what the channel begins with."
@@ -412,6 +414,7 @@ def first(self:OkxVenue, topic:str, now_ns:int)->list[bytes]:
     if a['channel'] == 'account': return [self.frame(topic, [self.account_json(now_ns, a.get('ccy', ''))], eventType='snapshot', curPage=1, lastPage=True)]
     return []
 
+# %% ../../nbs/sim/04_okx.ipynb #baf14c3f
 @patch
 def frame(self:OkxVenue, topic:str, data:list, **more)->bytes: return _encode({'arg': arg_of(topic), **more, 'data': data})
 @patch

@@ -57,9 +57,11 @@ def main(
     argv:list[str]|None=None, # otherwise the command line
 )->int: # the exit code
     "Run one command; an error is one line on standard error and an exit code."
-    try: return app(args=argv, standalone_mode=False) or 0
+    try:
+        code, text = app(args=argv, standalone_mode=False) or 0, 'interrupted; what was stored before is whole'
+        if code != 130: return code
     except ArbworkError as e: code, text = e.exit_code, str(e)
-    except KeyboardInterrupt: code, text = 130, 'interrupted; nothing stored is lost'
+    except KeyboardInterrupt: code, text = 130, 'interrupted; what was stored before is whole'
     except typer.Exit as e: return e.exit_code
     except typer.Abort: code, text = 130, 'stopped'
     except OSError as e:

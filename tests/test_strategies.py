@@ -36,7 +36,7 @@ def place(folder, world=None):
 
 
 def study(s, **parameters):
-    execute_notebook(ROOT/'strategies'/'cross.ipynb', s.root/'study'/'cross.ipynb', dict(settings=str(s.path), out_dir=str(s.root/'study'), grid=GRID, now='2026-01-01', **parameters), 'study')
+    execute_notebook(ROOT/'strategies'/'cross.ipynb', s.root/'study'/'cross.ipynb', dict(settings=str(s.path), out_dir=str(s.root/'study'), grid=GRID, earlier_trials=0, now='2026-01-01', **parameters), 'study')
     return load_study(s.root/'study'/'study.json'), load_curves(s.root/'study'/'curves.json')
 
 

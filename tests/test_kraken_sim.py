@@ -13,6 +13,8 @@ import ccxt.pro as ccxtpro
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arbwork.clock import NS, ScaledClock
 from arbwork.feed.codec import Keys
@@ -302,3 +304,52 @@ def test_a_signature_fits_the_path_the_nonce_and_the_body():
         return msgspec.json.decode(reply.body)['error']
     said = [ask(5), ask(5), ask(4), ask(6, secret=b'x'), ask(6, key='x'), ask(6, signed='/0/private/AddOrder'), ask('x'), ask(6)]
     assert said == [[], ['EAPI:Invalid nonce'], ['EAPI:Invalid nonce'], ['EAPI:Invalid signature'], ['EAPI:Invalid key'], ['EAPI:Invalid signature'], ['EAPI:Invalid nonce'], []]
+
+
+WORDS = ['buy', 'sell', 'limit', 'market', 'LINKUSDT', 'LINK/USDT', 'NaN', '1e999', '-1', '0', '', 'gtc', 'IOC', 'post', 'viqc', 'true', 'a-1', 'O00000-00000-00LFLS', '27.0', '3', '1e-30']
+LEAF = st.none() | st.booleans() | st.integers(-10**20, 10**20) | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(WORDS)
+NAMES = ['pair', 'type', 'ordertype', 'volume', 'price', 'timeinforce', 'oflags', 'cl_ord_id', 'txid', 'start', 'end', 'ofs', 'symbol', 'side', 'order_type', 'order_qty', 'limit_price',
+         'time_in_force', 'post_only', 'order_id', 'deadline', 'cash_order_qty', 'channel', 'depth']
+
+
+def a_venue():
+    part = scenario(1)
+    rows, listing = part.rows['kraken'][:3], part.listings['kraken']
+    return part, KrakenVenue(Engine('kraken', [listing], balances=part.balances['kraken']), {PAIR: (rows['ts_venue_ns'].tolist(), whole(rows, listing))}, KEYS)
+
+
+PART, VENUE = a_venue()
+
+
+@settings(max_examples=200, deadline=None)
+@given(path=st.sampled_from(sorted(p for m, p in KrakenVenue.routes if m == 'POST')), p=st.dictionaries(st.sampled_from(NAMES), LEAF, max_size=8), json=st.booleans())
+def test_any_signed_request_gets_an_answer(path, p, json):
+    nonce = str(VENUE.nonce + 1)
+    body = msgspec.json.encode({'nonce': nonce, **p}).decode() if json else urlencode({'nonce': nonce, **p})
+    sign = hmac.digest(b'sim-secret', path.encode() + hashlib.sha256(f'{nonce}{body}'.encode()).digest(), 'sha512')
+    headers = {'API-Key': 'sim-key', 'API-Sign': base64.b64encode(sign).decode(), 'Content-Type': 'application/json' if json else ''}
+    said = msgspec.json.decode(VENUE.rest('POST', path, '', body, headers, PART.start_ns).body)
+    assert said['error'] or 'result' in said
+    assert all(b.free >= 0 and b.held >= 0 for b in VENUE.engine.balances())
+
+
+@settings(max_examples=300, deadline=None)
+@given(method=st.sampled_from(['add_order', 'cancel_order', 'cancel_all', 'subscribe', 'unsubscribe', 'ping']), p=st.dictionaries(st.sampled_from(NAMES), LEAF | st.lists(LEAF, max_size=2), max_size=8))
+def test_any_frame_with_a_token_gets_an_answer(method, p):
+    s = VENUE.open('/v2', '')
+    token = VENUE.token({}, PART.start_ns)['token']
+    for frame in VENUE.receive(s, msgspec.json.encode({'method': method, 'params': {**p, 'token': token}}), PART.start_ns): msgspec.json.decode(frame)
+    VENUE.leave(s)
+    assert all(b.free >= 0 and b.held >= 0 for b in VENUE.engine.balances())
+
+
+def test_an_order_with_a_word_that_is_not_known_is_refused():
+    part, venue = a_venue()
+    s, token = venue.open('/v2', ''), venue.token({}, part.start_ns)['token']
+    order = dict(symbol='LINK/USDT', side='buy', order_type='market', order_qty=1, token=token)
+    for more in ({'validate': True}, {'leverage': 2}, {'triggers': {}}): assert msgspec.json.decode(venue.receive(s, msgspec.json.encode(dict(method='add_order', params=order | more)), part.start_ns)[0])['success'] is False
+    assert not venue.engine.orders
+    old = venue.open('/v2', '')
+    late = part.start_ns + 901*NS
+    for who, now, good in ((old, late, False), (s, late, True)):
+        assert msgspec.json.decode(venue.receive(who, msgspec.json.encode(dict(method='add_order', params=order)), now)[0])['success'] is good

@@ -216,6 +216,9 @@ def fill_json(self:KrakenVenue, f)->dict:
         'vol': f'{f.qty:.8f}', 'margin': '0', 'leverage': '0', 'misc': '', 'trade_id': int(f.fill_id), 'maker': f.maker}
 
 # %% ../../nbs/sim/05_kraken.ipynb #48599090
+_BY_REST = {'nonce', 'otp', 'pair', 'type', 'ordertype', 'volume', 'price', 'timeinforce', 'oflags', 'cl_ord_id', 'userref', 'deadline'}
+_IN_FRAME = {'token', 'symbol', 'side', 'order_type', 'order_qty', 'cash_order_qty', 'limit_price', 'limit_price_type', 'time_in_force', 'post_only', 'cl_ord_id',
+    'order_userref', 'fee_preference', 'deadline'}
 _CLIENT_ID = re.compile(r'[ -~]{1,18}|[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}').fullmatch
 _SIDES = {'buy': BUY, 'sell': SELL}
 
@@ -223,9 +226,10 @@ _SIDES = {'buy': BUY, 'sell': SELL}
 def enter(self:KrakenVenue, name:str, p:dict, kind:str, tif:str, post:bool, budget:Decimal|None, now_ns:int)->list[Event]:
     "Place an order whose words are read; `p` holds side, qty, px and cl_ord_id."
     self.check_deadline(p, now_ns)
+    if budget is not None and (p.get('side') != 'buy' or kind != 'market'): raise no('EGeneral:Invalid arguments:viqc')
     cid = str(p.get('cl_ord_id') or '')
     if cid and not _CLIENT_ID(cid): raise no('EGeneral:Invalid arguments:cl_ord_id')
-    if p.get('side') not in _SIDES: raise no('EGeneral:Invalid arguments:type')
+    if str(p.get('side')) not in _SIDES: raise no('EGeneral:Invalid arguments:type')
     if kind not in ('limit', 'market') or tif not in ('GTC', 'IOC', 'FOK'): raise no('EGeneral:Invalid arguments:ordertype' if kind not in ('limit', 'market') else 'EGeneral:Invalid arguments:timeinforce')
     if post and (kind != 'limit' or tif != 'GTC'): raise no('EGeneral:Invalid arguments:oflags')
     if (held := self.engine.by_client.get(cid)) is not None and not held.open: del self.engine.by_client[cid]
@@ -239,8 +243,9 @@ def enter(self:KrakenVenue, name:str, p:dict, kind:str, tif:str, post:bool, budg
 @patch
 def add_order(self:KrakenVenue, p:dict, now_ns:int):
     "An order by REST."
+    if unknown := sorted(set(p) - _BY_REST): raise no(f'EGeneral:Invalid arguments:{unknown[0]}')
     name, flags = self.pair_of(p), str(p.get('oflags') or '').split(',')
-    budget = number_of(p, 'volume') if 'viqc' in flags and p.get('type') == 'buy' else None
+    budget = number_of(p, 'volume') if 'viqc' in flags else None
     given = {'side': p.get('type'), 'qty': p.get('volume'), 'px': p.get('price'), 'cl_ord_id': p.get('cl_ord_id'), 'deadline': p.get('deadline')}
     events = self.enter(name, given, str(p.get('ordertype') or ''), str(p.get('timeinforce') or 'GTC').upper(), 'post' in flags, budget, now_ns)
     o = events[0].order
@@ -514,6 +519,7 @@ def advance(self:KrakenVenue, now_ns:int, most:int=1_000_000)->int: # rows shown
 @patch
 def ws_add(self:KrakenVenue, s:Session, p:dict, now_ns:int)->tuple[list, list]:
     self.let_in(s, p, now_ns)
+    if unknown := sorted(set(p) - _IN_FRAME): raise no(f'EGeneral:Invalid arguments:{unknown[0]}')
     name, budget = self.pair_of(p, 'symbol'), number_of(p, 'cash_order_qty') if 'cash_order_qty' in p else None
     given = {'side': p.get('side'), 'qty': p.get('order_qty'), 'px': p.get('limit_price'), 'cl_ord_id': p.get('cl_ord_id'), 'deadline': p.get('deadline')}
     o = self.enter(name, given, str(p.get('order_type') or ''), str(p.get('time_in_force') or 'gtc').upper(), p.get('post_only') is True, budget, now_ns)[0].order

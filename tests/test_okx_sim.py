@@ -1,6 +1,7 @@
 "The simulated OKX: unmodified ccxt and ccxt.pro trade there, and so do arbwork's own feed and order link, by REST and by socket."
 import asyncio
 import contextlib
+import signal
 import time
 from decimal import Decimal
 
@@ -360,3 +361,27 @@ def test_any_request_and_any_frame_is_answered(recording):
                     '{"op":"cancel-order","args":[{"instIdCode":10427}]}', '{"op":"order","args":[{"instIdCode":10427}],"expTime":"soon"}', '{"op":"order","args":[{"instIdCode":"²"}]}'):
             assert all(msgspec.json.decode(x) for x in sim.receive(s, raw, now))
     assert sim.receive(public, 'ping', now) == [b'pong'] and not sim.engine.orders
+
+
+def test_the_bot_trades_between_okx_and_bybit(tmp_path, monkeypatch):
+    "The live process with OKX as one of its legs, and a session's name that needs the escapes of the id."
+    import test_trade_live as kit
+    monkeypatch.setattr(kit, 'VENUES', ['okx', 'bybit'])
+    monkeypatch.setattr(kit, 'load_scenario', lambda name: load_scenario(name, venues=('okx', 'bybit')))
+    async def main():
+        async with kit.world(tmp_path) as (w, settings, journal):
+            with kit.Bot(settings, '--session', 'Yacht-Z') as bot:
+                await kit.until(lambda: bot.process.poll() is not None or ((s := kit.said(journal)) and s.trades >= 2))
+                bot.process.send_signal(signal.SIGTERM)
+                code, summary, words = await bot.ended()
+            assert code == 0 and summary['trades'] >= 2, words
+            assert summary['reconciled'] and summary['residual_exposure'] == 0 and (summary['gaps'], summary['duplicates']) == (0, 0)
+            again = kit.replay(kit.session_entries(journal, 'Yacht-Z'))
+            assert again.first == '' and again.identical == again.total > 0 and not again.core.open
+            for v, sim in w.venues.items():
+                ours = sum(o.booked for o in again.core.orders.values() if o.place.venue == v)
+                assert ours == sum(f.qty for f in sim.engine.fills) > 0
+                found = kit.balances(w)[v]
+                assert again.core.ledger.wallet[v] == {a: found.get(a, 0) for a in again.core.ledger.wallet[v]}
+            assert {o.client_id[:8] for o in w.venues['okx'].engine.orders.values()} == {'YYachtZY'}
+    run(main(), 45)

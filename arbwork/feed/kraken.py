@@ -80,7 +80,7 @@ def ns_of(
     return (t - EPOCH)//timedelta(microseconds=1)*1_000 if t else 0
 
 class _Level(msgspec.Struct): price:msgspec.Raw; qty:msgspec.Raw
-class _Book(msgspec.Struct): symbol:str; bids:list[_Level]; asks:list[_Level]; checksum:int; timestamp:Time|None = None
+class _Book(msgspec.Struct): symbol:str; bids:msgspec.Raw; asks:msgspec.Raw; checksum:int; timestamp:Time|None = None
 class _Ticker(msgspec.Struct): symbol:str; bid:float; bid_qty:float; ask:float; ask_qty:float; timestamp:Time|None = None
 class _PublicTrade(msgspec.Struct): symbol:str; side:str; price:float; qty:float; trade_id:int; timestamp:Time
 class _BookFrame(msgspec.Struct): channel:str; type:str; data:list[_Book]
@@ -93,6 +93,8 @@ class _Other(msgspec.Struct):
 
 _book, _ticker, _trade, _status, _other = map(msgspec.json.Decoder, (_BookFrame, _TickerFrame, _TradeFrame, _StatusFrame, _Other))
 _SIDE = {'buy': BUY, 'sell': SELL}
+_some_levels = msgspec.json.Decoder(list[_Level])
+_plain_levels = re.compile(rb'{"price":((?:0|[1-9]\d*)\.(\d+)),"qty":((?:0|[1-9]\d*)\.(\d+))}').findall
 _plain_number = re.compile(rb'\d+(\.\d+)?').fullmatch
 
 # %% ../../nbs/feed/05_kraken.ipynb #3f67071f
@@ -196,19 +198,24 @@ def _book_update(self:Kraken, kind:str, b:_Book, raw:bytes)->BookUpdate:
     if kind == 'snapshot': self._decimals[b.symbol] = decimals
     return BookUpdate(self.instrument(b.symbol), kind == 'snapshot', seq, seq, -1, ns_of(b.timestamp), bids, asks, b.checksum)
 
-def _behind(text:bytes)->int: return len(text) - 1 - at if (at := text.find(b'.')) >= 0 else 0
-
-def _levels(levels:list[_Level], decimals:list[int])->list[tuple[float, Written]]:
+def _levels(raw:msgspec.Raw, decimals:list[int])->list[tuple[float, Written]]:
     "Levels, all with as many decimals of price and quantity as the pair has; an empty `decimals` is filled from the first."
-    out = []
-    for x in levels:
-        px, qty = bytes(x.price), bytes(x.qty)
-        if not (_plain_number(px) and _plain_number(qty)): px, qty = _spelt(px), _spelt(qty)
-        out.append(written(px, qty))
-        if not decimals: decimals += _behind(px), _behind(qty)
-        if _behind(px) != decimals[0] or (out[-1][1] and _behind(qty) != decimals[1]):
+    text, out = bytes(raw), []
+    found = _plain_levels(text)
+    if sum([len(px) + len(qty) + 18 for px, _, qty, _ in found]) + (1 if found else 2) != len(text): found = _strange(text)
+    for px, px_part, qty, qty_part in found:
+        if not decimals: decimals += len(px_part), len(qty_part)
+        level = written(px, qty)
+        if len(px_part) != decimals[0] or (len(qty_part) != decimals[1] and level[1]):
             raise ValueError(f'level {px.decode()} x {qty.decode()}, wanted {decimals[0]} and {decimals[1]} decimals')
+        out.append(level)
     return out
+
+def _strange(text:bytes)->list[tuple[bytes, bytes, bytes, bytes]]:
+    "Levels that are not written as usual: with blanks, exponents, without a point, in another order of their names."
+    pairs = [(bytes(x.price), bytes(x.qty)) for x in _some_levels.decode(text)]
+    pairs = [x if all(map(_plain_number, x)) else tuple(map(_spelt, x)) for x in pairs]
+    return [(px, px.partition(b'.')[2], qty, qty.partition(b'.')[2]) for px, qty in pairs]
 
 def _spelt(text:bytes)->bytes:
     "A number with an exponent in full; `ValueError` for what is none."

@@ -18,6 +18,7 @@ Modules:
 - `arbwork.feed.bybit`: Bybit v5 spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.codec`: What every venue's codec has in common: keys that do not print, requests that are values, names in both directions.
 - `arbwork.feed.events`: The few values that leave a venue's codec, and the one row in which a book travels through arbwork.
+- `arbwork.feed.okx`: OKX v5 spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.wire`: Sockets that come back by themselves, books that are never silently wrong, orders whose fate is never guessed.
 - `arbwork.live`: The bot: one process that trades a signed manifest, and can be killed at any moment.
 - `arbwork.market`: The words that everything else is written in: venue, instrument, money, and what can be wrong.
@@ -35,6 +36,7 @@ Modules:
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
+- `arbwork.sim.okx`: The v5 REST API for spot, the public and the private socket, as their clients expect them.
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.
 - `arbwork.sim.wire`: What all simulated venues share between the engine and the sockets: who listens to what, who may do what, and what is made to go wrong.

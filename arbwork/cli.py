@@ -97,16 +97,17 @@ def sim(
     hours:Annotated[float, typer.Option(help='how much market time a generator makes')]=24.0,
     from_hour:Annotated[float, typer.Option(help='skip what comes before')]=0.0,
     lead:Annotated[float, typer.Option(help='wall seconds before the first price moves')]=3.0,
-    api_key:str='', api_secret:str='',
+    api_key:str='', api_secret:str='', api_passphrase:str='',
     balance:Annotated[list[str]|None, typer.Option(help='ASSET=QTY at each venue, or VENUE:ASSET=QTY; repeat it')]=None,
     as_json:AsJson=False,
 ):
     "Serve simulated venues over their real protocols on loopback, until interrupted."
-    from arbwork.sim.scenarios import load_scenario
+    from arbwork.feed.codec import Keys
+    from arbwork.sim.scenarios import cast, load_scenario
     from arbwork.sim.server import serve
     names = [x.strip() for x in venues.split(',')]
-    played = from_hour_on(load_scenario(scenario, seed=seed, **(dict(hours=hours) if scenario == 'stress' else {})), from_hour)
-    keys = (api_key, api_secret) if api_key else None
+    played = from_hour_on(load_scenario(scenario, seed=seed, venues=cast(names), **(dict(hours=hours) if scenario == 'stress' else {})), from_hour)
+    keys = Keys(api_key, api_secret, api_passphrase) if api_key else None
     with open_loop() as run:
         run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys,
                   balances=read_balances(names, balance or []),
@@ -380,13 +381,14 @@ def vault_init(settings:SettingsFile=None, as_json:AsJson=False):
 def vault_put(
     venue:str,
     key:Annotated[str, typer.Option(help='the key itself; its secret is read from the terminal or standard input')],
+    with_passphrase:Annotated[bool, typer.Option(help='OKX: read a third word, the passphrase of the key, after the secret')]=False,
     settings:SettingsFile=None, as_json:AsJson=False,
 ):
     "Keep an exchange's API key and secret."
     from arbwork.serve.vault import open_vault
     s = load_settings(settings)
     if venue not in s.venues: raise ConfigError(f'vault: found venue {venue!r}, wanted one of {", ".join(s.venues)}')
-    open_vault(s).put(venue, dict(key=key, secret=read_secret(f'secret of {venue}')))
+    open_vault(s).put(venue, dict(key=key, secret=read_secret(f'secret of {venue}'), passphrase=read_secret(f'passphrase of {venue}') if with_passphrase else ''))
     show(dict(venue=venue, kept=True), as_json)
 
 @vault.command('list')

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from .codec import Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
+from .codec import BAD, Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, Listing, VenueError
 
@@ -97,7 +97,7 @@ def public(self:Binance,
             d = _trade.decode(raw).data
             return [Trade(self.instrument(d.s), d.p, d.q, SELL if d.m else BUY, str(d.t), d.T*MS)]
         return [self._notice(_other.decode(raw), raw)]
-    except msgspec.MsgspecError as e: raise self.fault('market frame', e, raw) from e
+    except BAD as e: raise self.fault('market frame', e, raw) from e
 
 @patch
 def _notice(self:Binance, f:_Other, raw:bytes)->Notice:
@@ -141,7 +141,7 @@ def snapshot_reply(self:Binance,
     "The snapshot; it has no venue time."
     self._check(status, body)
     try: d = _snapshot.decode(body)
-    except msgspec.MsgspecError as e: raise self.fault(f'{instrument} snapshot', e, body) from e
+    except BAD as e: raise self.fault(f'{instrument} snapshot', e, body) from e
     return BookUpdate(instrument, True, d.lastUpdateId, d.lastUpdateId, -1, 0, d.bids, d.asks)
 
 _error = _decoder(_Error)
@@ -151,7 +151,7 @@ def _check(self:Binance, status:int, body:bytes):
     "Raise `VenueError` unless HTTP says that all is well."
     if status == 200: return
     try: e = _error.decode(body)
-    except msgspec.MsgspecError: e = _Error()
+    except BAD: e = _Error()
     code = {418: 'banned', 429: 'rate'}.get(status) or ('unknown_outcome' if status >= 500 else error_code(e.code, e.msg))
     raise VenueError(f'binance: HTTP {status}, error {e.code} {e.msg or bytes(body[:120]).decode(errors="replace")}', code)
 
@@ -193,7 +193,7 @@ _SIDE = {'BUY': BUY, 'SELL': SELL}
 def _read(self:Binance, what:str, decoder, status:int, body:bytes):
     self._check(status, body)
     try: return decoder.decode(body)
-    except msgspec.MsgspecError as e: raise self.fault(what, e, body) from e
+    except BAD as e: raise self.fault(what, e, body) from e
 
 @patch
 def _update(self:Binance, o:_Order)->OrderUpdate:
@@ -342,7 +342,7 @@ def private(self:Binance,
         if bytes(f.event): return self._event(f.event)
         if f.id is None and not f.error: return self._event(raw)
         return self._answer(f)
-    except (msgspec.MsgspecError, KeyError) as e: raise self.fault('account frame', e, raw) from e
+    except BAD as e: raise self.fault('account frame', e, raw) from e
 
 @patch
 def _event(self:Binance, raw)->list:

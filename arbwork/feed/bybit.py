@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from .codec import Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
+from .codec import BAD, Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, DataError, Listing, VenueError
 
@@ -90,7 +90,7 @@ def public(self:Bybit,
         if b'"publicTrade.' in head:
             return [Trade(self.instrument(t.s), t.p, t.v, _SIDE[t.S], t.i, t.T*MS) for t in _trade.decode(raw).data]
         return [self._notice(_other.decode(raw), raw)]
-    except (msgspec.MsgspecError, KeyError) as e: raise self.fault('market frame', e, raw) from e
+    except BAD as e: raise self.fault('market frame', e, raw) from e
 
 @patch
 def _notice(self:Bybit, f:_Other, raw:bytes)->Notice:
@@ -136,7 +136,7 @@ def _read(self:Bybit, what:str, decoder, status:int, body:bytes):
         head = _head.decode(body)
         if head.retCode: raise VenueError(f'bybit {what}: error {head.retCode} {head.retMsg}', error_code(head.retCode))
         return decoder.decode(body)
-    except msgspec.MsgspecError as e: raise self.fault(what, e, body) from e
+    except BAD as e: raise self.fault(what, e, body) from e
 
 # %% ../../nbs/feed/03_bybit.ipynb #84917589
 @patch
@@ -367,7 +367,7 @@ def private(self:Bybit,
         if topic: return [Notice('other', f.topic)]
         if not f.op: raise msgspec.ValidationError('neither a topic nor a reply')
         return self._answer(f)
-    except (msgspec.MsgspecError, KeyError, ValueError) as e: raise self.fault('account frame', e, raw) from e
+    except BAD as e: raise self.fault('account frame', e, raw) from e
 
 @patch
 def _answer(self:Bybit, f:_Reply)->list:

@@ -198,6 +198,7 @@ def _book_update(self:Kraken, kind:str, b:_Book, raw:bytes)->BookUpdate:
     if kind == 'snapshot': self._decimals[b.symbol] = decimals
     return BookUpdate(self.instrument(b.symbol), kind == 'snapshot', seq, seq, -1, ns_of(b.timestamp), bids, asks, b.checksum)
 
+# %% ../../nbs/feed/05_kraken.ipynb #3089e337
 def _levels(raw:msgspec.Raw, decimals:list[int])->list[tuple[float, Written]]:
     "Levels, all with as many decimals of price and quantity as the pair has; an empty `decimals` is filled from the first."
     text, out = bytes(raw), []
@@ -222,6 +223,7 @@ def _spelt(text:bytes)->bytes:
     try: return format(Decimal(text.decode('ascii')), 'f').encode()
     except ArithmeticError as e: raise ValueError(f'{text!r}, wanted a number') from e
 
+# %% ../../nbs/feed/05_kraken.ipynb #1925a5ce
 @patch
 def _notice(self:Kraken, f:_Other, raw:bytes)->Notice:
     "Anything that is neither price, trade, order nor balance."
@@ -266,6 +268,7 @@ def error_code(
     "What a Kraken error means to us."
     return next((name for known, name in _CODES if text.startswith(known)), 'other')
 
+# %% ../../nbs/feed/05_kraken.ipynb #9e04c38b
 class _Head(msgspec.Struct): error:list[str] = []
 _head = msgspec.json.Decoder(_Head)
 

@@ -18,7 +18,7 @@ from zlib import crc32
 
 import msgspec
 
-from .codec import Codec, Request, number, plain, refused, step, unknown_order
+from .codec import BAD, Codec, Request, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, DataError, Listing, VenueError, decimal
 
@@ -38,7 +38,6 @@ class _Other(msgspec.Struct):
 def _decoder(kind): return msgspec.json.Decoder(kind, strict=False)
 _book, _best, _trade, _other = map(_decoder, (_BookFrame, _BestFrame, _TradeFrame, _Other))
 _SIDE = {'buy': BUY, 'sell': SELL}
-_BAD = msgspec.MsgspecError, KeyError, ValueError # bytes that are no UTF-8 are a ValueError
 
 def _pairs(levels:list[_Level])->list[tuple[float, float]]: return [(x.px, x.qty) for x in levels]
 
@@ -103,7 +102,7 @@ def public(self:Okx,
             if b'"trades"' in head:
                 return [Trade(self.instrument(t.instId), t.px, t.sz, _SIDE[t.side], t.tradeId, t.ts*MS) for t in _trade.decode(raw).data]
         return [self._notice(_other.decode(raw), raw)]
-    except _BAD as e: raise self.fault('market frame', e, raw) from e
+    except BAD as e: raise self.fault('market frame', e, raw) from e
 
 @patch
 def _updates(self:Okx, f:_BookFrame)->list[BookUpdate]:
@@ -167,14 +166,14 @@ _head, _parts = _decoder(_Head), _decoder(list[_Part])
 def _wrong(code:str, msg:str, data:msgspec.Raw)->tuple[str, str]: # number and words
     "What an answer complains of: the first part of it that failed, otherwise the whole."
     try: part = next((x for x in _parts.decode(data) if x.sCode != '0'), None) if bytes(data)[:1] == b'[' else None
-    except _BAD: part = None
+    except BAD: part = None
     return (part.sCode, part.sMsg) if part else (code, msg)
 
 @patch
 def _read(self:Okx, what:str, decoder, status:int, body:bytes):
     "The body as `decoder` knows it, or the `VenueError` that it or HTTP states."
     try: head = _head.decode(body)
-    except _BAD as e:
+    except BAD as e:
         if status == 200: raise self.fault(what, e, body) from e
         code = {403: 'rate', 429: 'rate', 401: 'permission'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
         raise VenueError(f'okx {what}: HTTP {status} {bytes(body[:120]).decode(errors="replace")}', code) from e
@@ -182,7 +181,7 @@ def _read(self:Okx, what:str, decoder, status:int, body:bytes):
         code, words = _wrong(head.code, head.msg, head.data)
         raise VenueError(f'okx {what}: error {code} {words}', error_code(code))
     try: return decoder.decode(body)
-    except _BAD as e: raise self.fault(what, e, body) from e
+    except BAD as e: raise self.fault(what, e, body) from e
 
 # %% ../../nbs/feed/04_okx.ipynb #6dd3df65
 def written(
@@ -352,7 +351,7 @@ def order_reply(self:Okx, status:int, body:bytes, instrument:str='', client_id:s
 def _known(self:Okx, o, body:bytes, read=None):
     "One entry of a list; a side or state that this venue does not have is a `DataError`."
     try: return (read or self._update)(o)
-    except _BAD as e: raise self.fault('list', e, body) from e
+    except BAD as e: raise self.fault('list', e, body) from e
 
 @patch
 def open_orders_request(self:Okx, now_ns:int, instrument:str='', cursor:str='')->Request:
@@ -472,7 +471,7 @@ def private(self:Okx,
         if f.arg.channel == 'orders': return [e for o in _orders_data.decode(f.data) if o.instType == 'SPOT' for e in self._told(o)]
         if f.arg.channel == 'account': return [self._balance(c) for a in _accounts_data.decode(f.data) for c in a.details]
         return [Notice('other', f.arg.channel)]
-    except _BAD as e: raise self.fault('account frame', e, raw) from e
+    except BAD as e: raise self.fault('account frame', e, raw) from e
 
 @patch
 def _told(self:Okx, o:_Order)->list:

@@ -230,7 +230,8 @@ def enter(self:KrakenVenue, name:str, p:dict, kind:str, tif:str, post:bool, budg
     cid = str(p.get('cl_ord_id') or '')
     if cid and not _CLIENT_ID(cid): raise no('EGeneral:Invalid arguments:cl_ord_id')
     if str(p.get('side')) not in _SIDES: raise no('EGeneral:Invalid arguments:type')
-    if kind not in ('limit', 'market') or tif not in ('GTC', 'IOC', 'FOK'): raise no('EGeneral:Invalid arguments:ordertype' if kind not in ('limit', 'market') else 'EGeneral:Invalid arguments:timeinforce')
+    if kind not in ('limit', 'market'): raise no('EGeneral:Invalid arguments:ordertype')
+    if tif not in ('GTC', 'IOC', 'FOK'): raise no('EGeneral:Invalid arguments:timeinforce')
     if post and (kind != 'limit' or tif != 'GTC'): raise no('EGeneral:Invalid arguments:oflags')
     if (held := self.engine.by_client.get(cid)) is not None and not held.open: del self.engine.by_client[cid]
     qty = Decimal(0) if budget is not None else number_of(p, 'qty')
@@ -472,6 +473,7 @@ def changed(self:KrakenVenue, topic:str, name:str, depth:int)->list[list]: # bid
     self.views[topic] = now
     return out
 
+# %% ../../nbs/sim/05_kraken.ipynb #3dc80743
 @patch
 def book_frames(self:KrakenVenue, name:str, first:int, last:int, bids:list, asks:list, ts_ns:int):
     "Frames of one change of a book, as topic and bytes."
@@ -499,7 +501,8 @@ def trade_frames(self:KrakenVenue, fills:list, ts_ns:int):
     out = []
     for f in fills:
         ws = pair_names(f.instrument)[2]
-        data = {'symbol': ws, 'side': side_of(f.side if not f.maker else -f.side), 'price': f.px, 'qty': f.qty, 'ord_type': 'limit', 'trade_id': int(f.fill_id), 'timestamp': rfc3339(f.ts_venue_ns)}
+        data = {'symbol': ws, 'side': side_of(f.side if not f.maker else -f.side), 'price': f.px, 'qty': f.qty, 'ord_type': 'limit',
+                'trade_id': int(f.fill_id), 'timestamp': rfc3339(f.ts_venue_ns)}
         if self.heard(topic := f'trade.{ws}'): out.append((topic, _encode({'channel': 'trade', 'type': 'update', 'data': [data]})))
         if self.heard(topic := f'ticker.trades.{ws}'): out.append((topic, self.ticker_frame(f.instrument, ts_ns)))
     return out
@@ -555,7 +558,8 @@ def event_json(self:KrakenVenue, e:Event, what:str)->dict:
     if what == 'trade':
         f = e.fill
         return {**brief, 'exec_id': txid('T', int(f.fill_id)), 'trade_id': int(f.fill_id), 'symbol': pair_names(o.instrument)[2], 'side': side_of(o.side), 'last_qty': f.qty,
-            'last_price': f.px, 'liquidity_ind': 'm' if f.maker else 't', 'cost': f.px*f.qty, 'order_type': o.kind.lower(), 'fee_usd_equiv': in_quote(f), 'fees': [{'asset': f.fee_asset, 'qty': f.fee}]}
+            'last_price': f.px, 'liquidity_ind': 'm' if f.maker else 't', 'cost': f.px*f.qty, 'order_type': o.kind.lower(), 'fee_usd_equiv': in_quote(f),
+            'fees': [{'asset': f.fee_asset, 'qty': f.fee}]}
     cid = self.cl_ord_id(o)
     done = {'cum_qty': o.filled, 'cum_cost': o.quote, 'avg_price': o.average_px}
     if what in ('filled', 'canceled'): return {**brief, **done, **({'cl_ord_id': cid} if cid else {}), **({'reason': self.why(o)} if what == 'canceled' else {})}

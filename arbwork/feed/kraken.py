@@ -417,6 +417,7 @@ def balances_reply(self:Kraken, status:int, body:bytes)->list[Balance]:
     return [Balance(asset_name(name), number(x.balance) - number(x.hold_trade), number(x.hold_trade))
             for name, x in self._read('BalanceEx', _balances, status, body).items()]
 
+# %% ../../nbs/feed/05_kraken.ipynb #f8b2d5b4
 _REST_STATUS = dict(pending='acked', open='acked', closed='filled', canceled='cancelled', expired='cancelled')
 
 @patch

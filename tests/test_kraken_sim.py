@@ -43,9 +43,9 @@ def kraken(at):
     return ex
 
 
-async def session(use):
+async def session(use, shown=None):
     "A running venue and an unmodified client of it."
-    world = World(['kraken'], scenario(2), port=0, speed=1., keys=KEYS, lead_s=0., start_ns=time.time_ns())
+    world = World(['kraken'], shown or scenario(2), port=0, speed=1., keys=KEYS, lead_s=0., start_ns=time.time_ns())
     ready = await world.start()
     ex = kraken(ready['venues']['kraken'])
     try: return await asyncio.wait_for(use(ex, world.doors['kraken'].venue), 25)
@@ -80,6 +80,17 @@ def test_ccxt_books_orders_and_balances_by_rest():
         assert (await ex.fetch_trades('LINK/USDT'))[-1]['side'] == 'sell'
         return True
     assert asyncio.run(session(use))
+
+
+def test_ccxt_finds_its_way_through_the_old_names():
+    async def use(ex, sim):
+        await ex.load_markets()
+        assert ex.market('BTC/USDT')['id'] == 'XBTUSDT' and (await ex.fetch_balance())['BTC']['total'] == 10
+        book = await ex.watch_order_book('BTC/USDT')
+        await ex.create_order('BTC/USDT', 'limit', 'sell', .01, book['bids'][0][0]*.99, {'timeInForce': 'IOC'})
+        assert (await ex.fetch_my_trades('BTC/USDT'))[-1]['symbol'] == 'BTC/USDT' and (await ex.fetch_balance())['BTC']['total'] == pytest.approx(9.99)
+        return True
+    assert asyncio.run(session(use, load_scenario('stress', seed=3, hours=.1, venues=('kraken', 'bybit'))))
 
 
 def test_refusals_become_ccxt_errors():

@@ -16,7 +16,7 @@ from zlib import crc32
 
 import msgspec
 
-from ..feed.kraken import LEGACY, pair_names, rfc3339, secret_bytes
+from ..feed.kraken import LEGACY, legacy_name, pair_names, rfc3339, secret_bytes
 from ..market import BUY, SELL
 from .engine import UNIT, Event, Order
 from .wire import MOST, Refusal, Reply, Session, Venue, short
@@ -132,7 +132,7 @@ def time(self:KrakenVenue, p:dict, now_ns:int): return {'unixtime': now_ns//10**
 def system(self:KrakenVenue, p:dict, now_ns:int): return {'status': 'online', 'timestamp': rfc3339(now_ns)}
 @patch
 def assets(self:KrakenVenue, p:dict, now_ns:int):
-    return {LEGACY.get(a, a): {'aclass': 'currency', 'altname': LEGACY.get(a, a), 'decimals': 10, 'display_decimals': 5, 'status': 'enabled'} for a in self.engine.free}
+    return {legacy_name(a): {'aclass': 'currency', 'altname': LEGACY.get(a, a), 'decimals': 10, 'display_decimals': 5, 'status': 'enabled'} for a in self.engine.free}
 
 @patch
 def asset_pairs(self:KrakenVenue, p:dict, now_ns:int):
@@ -142,7 +142,7 @@ def asset_pairs(self:KrakenVenue, p:dict, now_ns:int):
     for x in (self.engine.listings[n] for n in wanted):
         alt, full, ws = pair_names(x.instrument)
         base, quote = (LEGACY.get(a, a) for a in (x.base, x.quote))
-        out[full] = {'altname': alt, 'wsname': f'{base}/{quote}', 'aclass_base': 'currency', 'base': base, 'aclass_quote': 'currency', 'quote': quote, 'lot': 'unit',
+        out[full] = {'altname': alt, 'wsname': f'{base}/{quote}', 'aclass_base': 'currency', 'base': legacy_name(x.base), 'aclass_quote': 'currency', 'quote': legacy_name(x.quote), 'lot': 'unit',
             'cost_decimals': 8, 'pair_decimals': self.format[x.instrument][1], 'lot_decimals': max(0, -x.lot.normalize().as_tuple().exponent), 'lot_multiplier': 1,
             'leverage_buy': [], 'leverage_sell': [], 'fees': [rates[0]], 'fees_maker': [rates[1]], 'fee_volume_currency': 'ZUSD', 'margin_call': 80, 'margin_stop': 40,
             'ordermin': short(x.min_qty), 'costmin': short(x.min_notional), 'tick_size': short(x.tick), 'status': 'online'}
@@ -177,7 +177,7 @@ def recent_trades(self:KrakenVenue, p:dict, now_ns:int):
 # %% ../../nbs/sim/05_kraken.ipynb #f521f9ba
 @patch
 def balances(self:KrakenVenue, p:dict, now_ns:int):
-    return {LEGACY.get(b.asset, b.asset): {'balance': short(b.free + b.held), 'hold_trade': short(b.held)} for b in self.engine.balances()}
+    return {legacy_name(b.asset): {'balance': short(b.free + b.held), 'hold_trade': short(b.held)} for b in self.engine.balances()}
 @patch
 def totals(self:KrakenVenue, p:dict, now_ns:int): return {a: x['balance'] for a, x in self.balances(p, now_ns).items()}
 

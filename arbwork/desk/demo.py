@@ -345,7 +345,7 @@ def summarise(
     "All figures of the demo."
     def total(key): return sum(x['recording'][key] for x in found.values())
     scenarios = {name: {k: x.get(k) for k in STUDY_FIGURES} | dict(rows=x['recording']['rows']) for name, x in found.items()}
-    return dict(recorded_rows=total('rows'), gaps=total('gaps'), duplicates=total('duplicates'), seed=seed, scenarios=scenarios, **scenarios,
+    return dict(recorded_rows=total('rows'), gaps=total('gaps'), duplicates=total('duplicates'), seed=seed, **scenarios,
                 live={k: live.get(k) for k in ('session', 'trades', 'fills', 'pnl_quote', 'residual_exposure', 'state', 'reconciled')}, steering=deeds,
                 parity=dict(decision=parity['decision'], identical=parity['identical'], decisions=parity['all'],
                             outcome_quote=parity['outcome_quote'], causes=parity.get('causes', {})),

@@ -225,6 +225,7 @@ def load_settings(
     path = find_settings(path)
     try: text = path.read_text()
     except OSError as e: raise ConfigError(f'{path}: cannot be read: {e.strerror}') from e
+    except UnicodeDecodeError as e: raise ConfigError(f'{path}: byte {e.start}: found {e.object[e.start]:#04x}, wanted text in UTF-8') from e
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(' #', ' ;'))
     try: parser.read_string(text, source=str(path))
     except configparser.Error as e: raise ConfigError(f'{path}:{getattr(e, "lineno", 1)}: {e.message.splitlines()[0]}') from e

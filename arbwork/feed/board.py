@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .events import BOOK, EMPTY
-from ..market import ArbworkError, DataError
+from ..market import ArbworkError, ConfigError, DataError
 
 # %% ../../nbs/feed/07_board.ipynb #bd53c13d
 MAGIC, HEADER = 0x31_62_72_61_6f_62, 64 # 'boarb1'
@@ -50,6 +50,8 @@ class BoardWriter:
         if slots < 1 or ring < 2: raise DataError(f'board: {slots} slots and a ring of {ring}, wanted at least 1 and 2')
         self.path, self.slots, self.ring = Path(path), slots, ring
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file() and (head := self.path.open('rb').read(8)).strip(b'\0') and not head.startswith(b'boarb'):
+            raise ConfigError(f'board {self.path}: found a file that begins with {head!r}, wanted a board or nothing there; it is left as it is')
         self._lock = os.open(f'{self.path}.lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

@@ -11,6 +11,7 @@ __all__ = ['VENUES', 'MAX_WAITING', 'Door', 'World', 'keys_of', 'serve']
 # %% ../../nbs/sim/09_server.ipynb #afc851a9
 import asyncio
 import errno
+import math
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -201,7 +202,8 @@ class World:
             if name not in VENUES: raise ConfigError(f'venue: found {name!r}, wanted one of {", ".join(VENUES)}')
             if name not in scenario.rows: raise ConfigError(f'venue {name}: not in the scenario {scenario.name}, which has {", ".join(scenario.rows)}')
         if not venues or len(set(venues)) != len(venues): raise ConfigError(f'venues: found {venues}, wanted one or more different names')
-        if not speed > 0 or lead_s < 0: raise ConfigError(f'simulator: found speed {speed} and lead {lead_s} s, wanted above 0 and at least 0')
+        if not (0 < speed < math.inf and 0 <= lead_s < math.inf): raise ConfigError(f'simulator: found speed {speed} and lead {lead_s} s, wanted above 0 and at least 0')
+        if not 0 <= port <= 65_536 - len(venues): raise ConfigError(f'simulator: found port {port} for {len(venues)} venues, wanted 0 to {65_536 - len(venues)}')
         self.scenario, self.port, self.speed, self.lead_s, self.host = scenario, port, float(speed), lead_s, host
         self.clock, self.task, self.doors = None, None, {}
         self.shift_ns = 0 if start_ns is None else start_ns - scenario.start_ns

@@ -282,12 +282,14 @@ def live(ctx:typer.Context):
 @app.command()
 def parity(
     session:Annotated[str, typer.Argument(help='a session id, or `last`')]='last',
+    latency_ms:Annotated[float|None, typer.Option(help='that the modelled fills assume, e.g. as the study did; otherwise the medians of the session')]=None,
     settings:SettingsFile=None, as_json:AsJson=False,
 ):
     "Replay a session's journal through the kernel and compare decisions and outcome."
     from arbwork.research.parity import parity_report
     s = load_settings(settings)
-    show(parity_report(s.journal, session), as_json, f'parity of {session}')
+    found = parity_report(s.journal, session, None if latency_ms is None else dict.fromkeys(s.venues, latency_ms))
+    show(found if as_json else found | dict(pairs=f'{len(found["pairs"])} trades side by side, with --json'), as_json, f'parity of {session}')
 
 @app.command()
 def report(

@@ -360,14 +360,16 @@ def tell(summary:dict, out:Path, console):
     row('recorded', f'{summary["recorded_rows"]:,} rows, {summary["gaps"]} gaps, {summary["duplicates"]} duplicates')
     for name in (RECORDED, STRESS):
         x = summary[name]
-        why = ', '.join(f'{k} {v:,}' for k, v in sorted(x['reasons'].items(), key=lambda kv: -kv[1])[:4])
-        row(f'study: {name}', ('[green]promoted[/]' if x['promoted'] else '[yellow]nothing promoted[/]') + f' of {x["trials"]} trials; out of sample '
-            f'Sharpe {x["oos_sharpe"] or 0:.1f}, DSR {x["dsr"] or 0:.3f}, PBO {x["pbo"] if x["pbo"] is not None else float("nan"):.2f}; edges let pass: {why}')
+        why = ', '.join(f'{k} {v:,}' for k, v in sorted(x['reasons'].items(), key=lambda kv: -kv[1])[:5])
+        said = ', '.join(f'{k} {"none" if v is None else format(v, form)}' for k, v, form in (
+            ('Sharpe', x['oos_sharpe'], '.1f'), ('DSR', x['dsr'], '.3f'), ('PBO', x['pbo'], '.2f')))
+        row(f'study: {name}', ('[green]promoted[/]' if x['promoted'] else '[yellow]nothing promoted[/]') + f', {x["trials"]:,} trials; in unseen windows {said}')
+        row('', f'decisions by reason: {why}')
     live, parity = summary['live'], summary['parity']
     row('traded', f'{live["trades"]} trades, {live["fills"]} fills, P&L {live["pnl_quote"]:+.2f}, exposure left {live["residual_exposure"]:.2f} USDT')
     row('steered', '; '.join(f'{d["what"]}' + (f' {d["found"]:g} to {d["wanted"]:g}' if 'found' in d else '') for d in summary['steering']))
     row('decision parity', f'{parity["decision"]:.6f} ({parity["identical"]:,} of {parity["decisions"]:,})')
-    row('outcome parity', f'{parity["outcome_quote"]:+.2f} USDT between what happened and modelled fills')
+    row('outcome parity', f'{parity["outcome_quote"]:+.4f} USDT between what happened and modelled fills, {LATENCY_MS:.0f} ms after each decision')
     row('seconds', ', '.join(f'{k} {v:.0f}' for k, v in summary['seconds'].items()) + f'; {sum(summary["seconds"].values()):.0f} in all')
     row('report', str(out/'report.html'))
     console.print(table)
@@ -394,7 +396,7 @@ def run_demo(
             with World(children, LIVE, seed=seed + 1, keys=keys, from_hour=at, **WORLDS[LIVE]) as world:
                 live, deeds = trade(children, settings, out/LIVE, world, keys, LIVE_S, session, out/STRESS/'keys', update)
         with show.stage('parity', 'replaying the session through the kernel') as update:
-            parity = result_of(children.start('parity', 'arbwork', 'parity', session, '--settings', out/LIVE/'settings.ini', '--json'))
+            parity = result_of(children.start('parity', 'arbwork', 'parity', live['session'], '--latency-ms', LATENCY_MS, '--settings', out/LIVE/'settings.ini', '--json'))
         summary = summarise(found, live, deeds, parity, show.seconds, seed)
         write_json(out/'summary.json', summary)
         with show.stage('report', 'writing the report') as update:

@@ -309,6 +309,7 @@ def busiest_hour(
     held = np.searchsorted(at, at + 0.8*lasts_h) - np.arange(len(at))
     return max(0., min(float(at[np.argmax(held)]) - 0.08*lasts_h, float(hour[-1]) - lasts_h))
 
+# %% ../../nbs/desk/10_demo.ipynb #27d7f536
 def play(
     children:Children, settings:Settings, out:Path,
     name:str, # RECORDED or STRESS

@@ -214,8 +214,8 @@ def execute_notebook(
     what:str,        # for the progress line
 ):
     "Run a notebook with papermill; a cell that fails raises its own error, if it is one of ours, with where to look."
-    import papermill
     if not source.exists(): raise ConfigError(f'{source}: not found; there are {", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))}')
+    import papermill
     known = papermill.inspect_notebook(source)
     if odd := sorted(set(parameters) - set(known)): raise ConfigError(f'{source.name}: parameter {odd[0]}: unknown, wanted one of {", ".join(known)}')
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +362,7 @@ def token_password(user:str='admin', scope:Annotated[str, typer.Option(help='rea
 def token_create(
     name:Annotated[str, typer.Argument(help='what the key is for')],
     scope:Annotated[str, typer.Option(help='read, trade or admin')]='read',
-    days:Annotated[float|None, typer.Option(help='until it expires; otherwise never')]=None,
+    days:Annotated[float|None, typer.Option(callback=above(0), help='until it expires; otherwise never')]=None,
     settings:SettingsFile=None, as_json:AsJson=False,
 ):
     "Make an API key; it is shown this once and stored hashed."

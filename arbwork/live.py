@@ -92,8 +92,11 @@ def permitted(
     "The manifest, if it may be traded."
     if strategy not in KERNELS: raise ConfigError(f'strategy: found {strategy!r}, wanted one of {", ".join(KERNELS)}')
     manifest, trusted = load_manifest(settings.promoted, strategy), Path(trust) if trust else settings.keys
-    try: return verify(manifest, public_keys(trusted), kernel_hash(KERNELS[strategy]), now_ns, mode)
-    except ConfigError as e: raise ConfigError(f'{settings.promoted/f"{strategy}.json"}: {e} (trusted keys are in {trusted})') from e
+    keys = public_keys(trusted)
+    try: return verify(manifest, keys, kernel_hash(KERNELS[strategy]), now_ns, mode)
+    except ConfigError as e:
+        where = f' of {trusted}' if manifest.signature and manifest.key_id not in keys else ''
+        raise ConfigError(f'{settings.promoted/f"{strategy}.json"}: {e}{where}') from e
 
 def assumed(
     manifest:Manifest,

@@ -39,7 +39,7 @@ class VenueError(ArbworkError):
 # %% ../nbs/00_market.ipynb #0710b716
 MENDS = {errno.ENOSPC: 'free space; what was stored before is whole', errno.EDQUOT: 'free space; what was stored before is whole',
          errno.EFBIG: 'room for a larger file; what was stored before is whole', errno.EADDRINUSE: 'a free port',
-         errno.EACCES: 'permission', errno.EPERM: 'permission', errno.EROFS: 'a disk that can be written to', errno.ENOENT: 'something there',
+         errno.EACCES: 'permission', errno.EPERM: 'permission', errno.EROFS: 'a disk that can be written to', errno.ENOENT: 'it to be there, and the folder above it',
          errno.ENOTDIR: 'a folder above it, not a file', errno.EEXIST: 'a folder or nothing there', errno.EISDIR: 'a file there, not a folder'}
 
 def refused(

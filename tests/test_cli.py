@@ -18,7 +18,7 @@ from arbwork.clock import NS
 from arbwork.decide.cross import KERNELS, kernel_hash
 from arbwork.desk.demo import free_ports
 from arbwork.feed.events import VALID
-from arbwork.research.promote import Manifest, Study, load_key, make_key, manifest_of, sign, write_manifest
+from arbwork.research.promote import Study, load_key, make_key, manifest_of, sign, write_manifest
 from arbwork.settings import Params, load_settings
 from arbwork.sim.scenarios import load_scenario
 from arbwork.store.quality import DOUBTS, doubts
@@ -69,7 +69,7 @@ def write_settings(folder, ports, more='', **main):
 
 
 @contextmanager
-def simulated(*args, ports=None):
+def simulated(*args):
     "Venues in a process of their own; yields the first port."
     port = free_ports(2)
     process = subprocess.Popen(command('sim', '--port', port, '--json', *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
@@ -158,7 +158,6 @@ def test_settings_that_are_wrong(tmp_path, change, says):
 
 
 def test_settings_that_are_none(tmp_path):
-    refused('doctor', '--settings', tmp_path/'none.ini', '--frob')
     refused('token', 'list', '--settings', tmp_path/'none.ini', says=[tmp_path/'none.ini', 'No such file'])
     refused('token', 'list', cwd='/', says=['settings.ini: not found in /', '--settings'])
     (tmp_path/'settings.ini').write_bytes(b'\xff\xfe\0[')
@@ -198,15 +197,14 @@ def test_doors_and_keys(tmp_path):
     refused('api', *at, says=['nobody could log in', 'arbwork token password'])
     refused('token', 'password', *at, stdin='short\n', says=['found 5 characters', 'wanted 12'])
     refused('token', 'create', 'bot', '--scope', 'god', *at, says=["found 'god'", 'read, trade, admin'])
-    refused('token', 'create', 'bot', '--days', '-1', *at, says=['wanted above 0'])
-    refused('token', 'revoke', 'nosuch', *at, says=["'nosuch'"])
+    refused('token', 'create', 'bot', '--days', '-1', *at, says=['--days', 'found -1', 'wanted more than 0'])
+    refused('token', 'revoke', 'nosuch', *at, says=["'nosuch'", 'there is none'])
     assert json.loads(run('token', 'list', '--json', *at)[0]) == dict(users=[], keys=[])
     refused('vault', 'put', 'mars', '--key', 'k', *at, stdin='s\n', says=["found venue 'mars'", 'binance, bybit', path])
     refused('vault', 'put', 'binance', '--key', 'k', *at, stdin='s\n', says=['no passphrase', 'ARBWORK_VAULT_PASSPHRASE', 'arbwork vault init'])
     refused('vault', 'put', 'binance', '--key', 'k', *at, env=dict(ARBWORK_VAULT_PASSPHRASE='open sesame'), says=['binance', 'secret is missing'])
     assert json.loads(run('vault', 'init', '--json', *at)[0])['vault'].endswith('vault.json')
     run('vault', 'put', 'binance', '--key', 'k', '--json', *at, stdin='s\n')
-    refused('vault', 'list', *at, env=dict(ARBWORK_VAULT_PASSPHRASE='another'), says=['vault.json', 'passphrase'])
     assert json.loads(run('vault', 'list', '--json', *at)[0]) == dict(venues=['binance'])
     run('token', 'create', 'bot', '--json', *at)
     with socket.socket() as s:
@@ -231,7 +229,7 @@ def test_nothing_there_to_read(alone, tmp_path):
     refused('research', 'cross', '--settings', path, says=['lmdb://', 'holds nothing', 'wanted', 'the executed copy is'])
     refused('report', tmp_path/'none', '--settings', path, says=[tmp_path/'none', 'arbwork research'])
     refused('parity', '--settings', path, says=['journal.db', 'no session'])
-    refused('parity', 'ghost', '--settings', path, says=['journal.db', "'ghost'"])
+    refused('parity', 'ghost', '--settings', path, says=['journal.db', "'ghost'", 'there is none'])
     refused('collect', '--minutes', '1', '--clock-speed', '5', '--settings', path, code=4, says=['http://127.0.0.1:9/'])
 
 
@@ -253,7 +251,7 @@ def test_a_study_that_may_not_pass_and_one_that_is_let_through(tmp_path):
     study.write_text('{"scenario": 3')
     refused('promote', study, '--settings', path, says=[study, 'not a study'])
     study.write_bytes(msgspec.json.encode(a_study()))
-    refused('promote', study, '--settings', path, says=['not promoted', 'min_trades', 'min_dsr'])
+    refused('promote', study, '--settings', path, says=['not promoted', 'min_trades found 3, wanted >= 30', 'min_dsr found nothing to measure', '--override'])
     assert not list((tmp_path/'strategies/promoted').glob('*.json'))
     told = json.loads(run('promote', study, '--settings', path, '--override', 'a rehearsal', '--json')[0])
     assert told['strategy'] == 'cross' and json.loads(Path(told['manifest']).read_text())['override'] == 'a rehearsal'
@@ -305,7 +303,6 @@ def test_a_manifest_that_is_none_and_odd_wishes_to_the_bot(bot, tmp_path):
     write_manifest(resign(m, s), s.promoted/'cross.json')
     refused('live', '--mode', 'sim', '--strategy', 'moon', *at, says=["found 'moon'", 'cross'])
     refused('live', '--mode', 'sim', '--log', tmp_path/'none/bot.log', *at, code=1, says=[tmp_path/'none/bot.log', 'No such file'])
-    refused('live', '--mode', 'live', *at, says=['wanted for'])
     refused('live', '--mode', 'sim', '--session', 'a b', *at, code=None, says=["'a b'"])
     poor = write_settings(tmp_path, (9, 9), strategies=s.strategies)
     refused('live', '--mode', 'sim', '--settings', poor, '--trust', s.keys, code=4, says=['http://127.0.0.1:9/'])
@@ -358,12 +355,57 @@ def test_spoiled_frames_are_told_mended_and_never_believed(world, tmp_path):
         if process.poll() is None: process.kill(), process.communicate()
     assert process.returncode == 0 and 'Traceback' not in err, err
     report = json.loads(out)
-    print(report)
     rows, told = stored(path)
-    print(told)
     assert report['stored'] == report['rows'] == sum(map(len, rows.values())) > 100
     for venue in VENUES:
         r = rows[venue, PAIR]
         valid = r[r['state'] == VALID]
         assert len(valid) > 20 and not np.isin(doubts(valid), [DOUBTS.index(x) for x in ('number', 'crossed', 'order')]).any()
+        words = ' '.join(told[venue]['detail'])
+        assert f'{venue} {PAIR}: crossed book' in words and ', wanted ' in words and 'found' in words and {'gap', 'crossed', 'frame'} <= set(told[venue]['kind']), words
         assert report['venues'][venue]['gaps'] >= 1 and report['venues'][venue]['duplicates'] >= 1 and report['venues'][venue]['reconnects'] >= 1
+
+
+# a full disk
+
+
+FILL = '''
+set -e
+mount -t tmpfs -o size=96m tmpfs "$1"; cp "$2" "$1/settings.ini"; cd "$1"; shift 2
+step() { name=$1; shift; code=0; "$@" > $OUT/$name.out 2> $OUT/$name.err || code=$?; echo $code > $OUT/$name.code; }
+step before "$@"
+mkdir $OUT/first; cp -r var $OUT/first/
+head -c $(($(stat -f -c '%a*%S' .) - 12000000)) /dev/zero > ballast
+step tight "$@"
+head -c 100000000 /dev/zero >> ballast || true
+step full "$@"
+rm ballast
+step after "$@"
+cp -r var $OUT/
+'''
+
+
+def test_a_full_disk_loses_nothing(world, tmp_path):
+    "Room, then 12 MB, then none at all, then room again; the disk is one of our own."
+    prefix = [] if os.geteuid() == 0 else ['unshare', '-Urm']
+    disk, out = tmp_path/'disk', tmp_path/'out'
+    disk.mkdir(), out.mkdir()
+    trial = f'mount -t tmpfs -o size=1m tmpfs {disk} && umount {disk}'
+    if not shutil.which('mount') or prefix and not shutil.which('unshare') or subprocess.run([*prefix, 'sh', '-c', trial], capture_output=True).returncode:
+        pytest.skip('no small disk can be mounted here: run as root, or allow user namespaces')
+    path = write_settings(tmp_path/'from', (world, world + 1))
+    try: done = subprocess.run([*prefix, 'sh', '-c', FILL, 'sh', disk, path, *command('collect', '--minutes', 2, '--clock-speed', SPEED, '--json')],
+                               capture_output=True, text=True, timeout=60, env=environment(OUT=str(out)))
+    finally: subprocess.run(['umount', disk], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    codes = {x: int((out/f'{x}.code').read_text()) for x in ('before', 'tight', 'full', 'after')}
+    said = {x: (out/f'{x}.err').read_text() for x in codes}
+    assert codes['before'] == codes['after'] == 0 and min(codes['tight'], codes['full']) > 0, (codes, said)
+    for x in ('tight', 'full'):
+        last = said[x].splitlines()[-1]
+        assert 'Traceback' not in said[x] and last.startswith('arbwork: ') and str(disk) in last, last
+    before, after = (json.loads((out/f'{x}.out').read_text()) for x in ('before', 'after'))
+    rows, first = (stored(write_settings(x, (9, 9)))[0] for x in (out, out/'first'))
+    assert sum(map(len, first.values())) == before['rows'] > 0
+    for x in first: assert rows[x][:len(first[x])].tobytes() == first[x].tobytes()
+    assert sum(map(len, rows.values())) == before['rows'] + after['stored'] and after['stored'] > after['rows'] # what was heard without room is there as well

@@ -46,7 +46,7 @@ def session_entries(
     while more := journal.read(stream, after=entries[-1].offset if entries else 0, limit=2_000): entries += more
     if not entries:
         there = [s.removeprefix('session/') for s in journal.streams() if s.startswith('session/')]
-        raise ConfigError(f'{journal.where}: no session {session!r}, wanted one of {", ".join(there) or "none"}')
+        raise ConfigError(f'{journal.where}: no session {session!r}, ' + (f'wanted one of {", ".join(there)}' if there else 'there is none'))
     return entries
 
 # %% ../../nbs/research/04_parity.ipynb #81ad7b02

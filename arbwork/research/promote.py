@@ -312,7 +312,8 @@ def promote(
     "Sign and write the manifest of a study whose gates are all passed, or whose `override` says why that does not matter."
     failed = [g.name for g in study.gates if not g.passed]
     if (failed or not study.gates) and not override:
-        raise ConfigError(f'{study.strategy} on {study.scenario}: not promoted, gates not passed: {", ".join(failed) or "none were applied"}')
+        why = '; '.join(f'{g.name} found {_figure(g.value)}, wanted {g.wanted}' for g in study.gates if not g.passed)
+        raise ConfigError(f'{study.strategy} on {study.scenario}: not promoted, gates not passed: {why or "none were applied"}; --override "why" signs it all the same')
     with promoting(folder):
         m = sign(manifest_of(study, version=version, created_ns=created_ns, days=days, commit=commit, override=override), key)
         write_manifest(m, Path(folder)/f'{study.strategy}.{m.id}.json')

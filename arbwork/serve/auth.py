@@ -215,7 +215,7 @@ def keys(self:Auth)->list[ApiKey]:
 def revoke(self:Auth, key_id:str):
     "Make a key worthless; a `ConfigError` when there is none of that id."
     if not self._do('delete from keys where id=? returning id', key_id):
-        raise ConfigError(f'key {key_id!r}: unknown, found {[k.id for k in self.keys()]}')
+        raise ConfigError(f'key {key_id!r}: unknown, wanted one of those made: {", ".join(k.id for k in self.keys()) or "there is none"}')
 
 def open_auth(
     settings:Settings,

@@ -1,10 +1,12 @@
 "The command line in the hands of a stranger: whatever is wrong is said in one line with what, where, found and wanted, and nothing stored is lost."
+import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -233,6 +235,18 @@ def test_nothing_there_to_read(alone, tmp_path):
     refused('collect', '--minutes', '1', '--clock-speed', '5', '--settings', path, code=4, says=['http://127.0.0.1:9/'])
 
 
+def test_somebody_else_at_the_venue_s_address(tmp_path):
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self): self.send_error(404)
+        def log_message(self, *what): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        path = write_settings(tmp_path, [server.server_port]*2)
+        refused('collect', '--minutes', '0.02', '--settings', path, code=4, says=['binance: HTTP 404', 'html'])
+    finally: server.shutdown(), server.server_close()
+
+
 # the page that the bot obeys
 
 
@@ -281,7 +295,7 @@ BAD = dict(
     expired=(lambda m, s, d: resign(msgspec.structs.replace(m, created_ns=m.created_ns - 9*NS, expires_ns=m.created_ns - NS), s), ['expired at 2', 'now is']),
     early=(lambda m, s, d: resign(msgspec.structs.replace(m, created_ns=m.created_ns + 9_000*NS), s), ['lies ahead', 'set the clock']),
     unsigned=(lambda m, s, d: m, ['unsigned']),
-    stranger=(lambda m, s, d: sign(m, load_key(make_key(d).parent)), ['not among the trusted keys', 'trusted keys are in']),
+    stranger=(lambda m, s, d: sign(m, load_key(make_key(d).parent)), ['not among the trusted keys', 'var/keys']),
     gates=(lambda m, s, d: resign(msgspec.structs.replace(m, override=''), s), ['gates not passed']))
 
 
@@ -403,7 +417,7 @@ def test_a_full_disk_loses_nothing(world, tmp_path):
     assert codes['before'] == codes['after'] == 0 and min(codes['tight'], codes['full']) > 0, (codes, said)
     for x in ('tight', 'full'):
         last = said[x].splitlines()[-1]
-        assert 'Traceback' not in said[x] and last.startswith('arbwork: ') and str(disk) in last, last
+        assert 'Traceback' not in said[x] and last.startswith('arbwork: ') and str(disk) in last and ' free ' in last, last
     before, after = (json.loads((out/f'{x}.out').read_text()) for x in ('before', 'after'))
     rows, first = (stored(write_settings(x, (9, 9)))[0] for x in (out, out/'first'))
     assert sum(map(len, first.values())) == before['rows'] > 0

@@ -153,7 +153,7 @@ def _check(self:Binance, status:int, body:bytes):
     try: e = _error.decode(body)
     except BAD: e = _Error()
     code = {418: 'banned', 429: 'rate'}.get(status) or ('unknown_outcome' if status >= 500 else error_code(e.code, e.msg))
-    raise VenueError(f'binance: HTTP {status}, error {e.code} {e.msg or bytes(body[:120]).decode(errors="replace")}', code)
+    raise VenueError(f'binance: HTTP {status}, error {e.code} {e.msg or self.beginning(body)}', code)
 
 # %% ../../nbs/feed/02_binance.ipynb #e817ea3b
 @patch

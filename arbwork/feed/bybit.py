@@ -131,7 +131,7 @@ def _read(self:Bybit, what:str, decoder, status:int, body:bytes):
     "The body as `decoder` knows it, or the `VenueError` that it or HTTP states."
     if status != 200:
         code = {403: 'rate', 429: 'rate', 401: 'permission'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
-        raise VenueError(f'bybit {what}: HTTP {status} {bytes(body[:120]).decode(errors="replace")}', code)
+        raise VenueError(f'bybit {what}: HTTP {status} {self.beginning(body)}', code)
     try:
         head = _head.decode(body)
         if head.retCode: raise VenueError(f'bybit {what}: error {head.retCode} {head.retMsg}', error_code(head.retCode))

@@ -114,6 +114,11 @@ class Codec:
 from fastcore.basics import patch
 
 @patch
+def beginning(self:Codec, raw:bytes, most:int=120)->str: # on one line, for a message
+    "How a frame or a body begins."
+    return ' '.join(bytes(raw[:most]).decode(errors='replace').split())
+
+@patch
 def fault(self:Codec,
     what:str,  # what was being read
     error,     # what is wrong with it

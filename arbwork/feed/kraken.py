@@ -285,7 +285,7 @@ def _read(self:Kraken, what:str, decoder, status:int, body:bytes):
     "The body as `decoder` knows it, or the `VenueError` that it or HTTP states."
     if status != 200:
         code = {403: 'permission', 401: 'permission', 429: 'rate'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
-        raise VenueError(f'kraken {what}: HTTP {status} {bytes(body[:120]).decode(errors="replace")}', code)
+        raise VenueError(f'kraken {what}: HTTP {status} {self.beginning(body)}', code)
     try:
         errors = [x for x in _head.decode(body).error if not x.startswith('W')] # warnings begin with W
         if errors: raise VenueError(f'kraken {what}: {", ".join(errors)}', error_code(errors[0]))

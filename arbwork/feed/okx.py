@@ -176,7 +176,7 @@ def _read(self:Okx, what:str, decoder, status:int, body:bytes):
     except BAD as e:
         if status == 200: raise self.fault(what, e, body) from e
         code = {403: 'rate', 429: 'rate', 401: 'permission'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
-        raise VenueError(f'okx {what}: HTTP {status} {bytes(body[:120]).decode(errors="replace")}', code) from e
+        raise VenueError(f'okx {what}: HTTP {status} {self.beginning(body)}', code) from e
     if head.code != '0':
         code, words = _wrong(head.code, head.msg, head.data)
         raise VenueError(f'okx {what}: error {code} {words}', error_code(code))

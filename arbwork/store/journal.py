@@ -18,6 +18,7 @@ import atexit
 import fcntl
 import importlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -346,8 +347,14 @@ class SqliteJournal(QueuedJournal):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db, self._reader = self._connect(0.), self._connect(BUSY_S)
             self.id = self._found()
-        except (sqlite3.Error, OSError) as e: raise DataError(f'{self.where}: cannot be opened: {e}') from e
+        except (sqlite3.Error, OSError) as e: raise DataError(f'{self.where}: cannot be opened: {e}{self._tight()}') from e
         self._start()
+
+    def _tight(self)->str:
+        "What to say of the disk when hardly anything is free on it."
+        folder = next(x for x in self.path.parents if x.is_dir())
+        free = shutil.disk_usage(folder).free
+        return f'; {free/2**20:.1f} MB are free in {folder}, make room and start again' if free < 2**24 else ''
 
     @classmethod
     def at(cls, url:str)->'SqliteJournal': return cls(url.removeprefix('sqlite:///'))

@@ -58,7 +58,7 @@ class House:
         except ApiError as e:
             if e.error != 'unreachable': raise
         api = self.spawn('api', 'arbwork', 'api', '--settings', self.settings.path)
-        awaited(api, lambda: answers(client), 20)
+        awaited(api, lambda: answers(client), 60)
         return client
 
     def start(self, client:Client)->str:
@@ -116,7 +116,7 @@ def connect(self:Rehearsal)->Client:
     s = self.settings_at({name: '127.0.0.1:9' for name in self.mine.venues}, self.mine.instruments[0])
     bring(self.mine, self.folder)
     client = local_client(s)
-    awaited(self.children.start('api', 'arbwork', 'api', '--settings', s.path, '--json'), lambda: answers(client), 20)
+    awaited(self.children.start('api', 'arbwork', 'api', '--settings', s.path, '--json'), lambda: answers(client), 60)
     return client
 
 @patch

@@ -203,7 +203,7 @@ def _read_from(self:RedisJournal, ask):
 def _page(self:RedisJournal, stream:str, after:int, n:int, kind:str|None)->tuple[list[Entry], bool]: # entries, whether there may be more
     name = f'{self._prefix}:stream:{stream}'
     if kind is None:
-        got = self._reader.xrange(name, f'({max(after, 0)}', '+', n)
+        got = self._reader.xrange(name, f'({max(after, 0)}-0', '+', n)
         return [entry_of(stream, *x) for x in got], len(got) == n
     found = self._reader.zrangebyscore(self._of_kind(stream, kind), f'({after}', '+inf', 0, n)
     asked = self._reader.pipeline(transaction=False)
@@ -234,10 +234,10 @@ def last(self:RedisJournal,
 )->Entry|None:
     "The newest entry of a stream."
     if before is not None and before <= 1: return None
-    name, below = f'{self._prefix}:stream:{stream}', '+' if before is None else f'({before}'
+    name = f'{self._prefix}:stream:{stream}'
     def ask():
-        if kind is None: return self._reader.xrevrange(name, below, '-', 1)
-        while found := self._reader.zrevrangebyscore(self._of_kind(stream, kind), '+inf' if before is None else below, '-inf', 0, 1):
+        if kind is None: return self._reader.xrevrange(name, '+' if before is None else f'({before}-0', '-', 1)
+        while found := self._reader.zrevrangebyscore(self._of_kind(stream, kind), '+inf' if before is None else f'({before}', '-inf', 0, 1):
             if got := self._reader.xrange(name, found[0], found[0]): return got
     got = self._read_from(ask)
     return entry_of(stream, *got[0]) if got else None

@@ -191,3 +191,10 @@ def test_a_reader_never_sees_half_a_manifest(tmp_path):
 def test_live_would_not_load_a_plotting_or_sweeping_library():
     code = 'import sys, arbwork.research.promote, arbwork.research.evidence; print([m for m in ("vectorbt", "plotly", "papermill", "pandas", "matplotlib") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+def test_a_window_without_trades_says_nothing():
+    from arbwork.research.evidence import Split, Walk
+    windows = [Split((0, 4), (4, 6)), Split((2, 6), (6, 8)), Split((4, 8), (8, 10))]
+    walked = Walk(windows, [0, 0, 0], [1.]*3, [1.]*3, [-1.3, 34.1, 0.7], np.zeros(6))
+    assert walked.positive([0, 12, 0]) == 1. and walked.positive([3, 12, 0]) == .5 and walked.positive([0, 0, 0]) == 0.

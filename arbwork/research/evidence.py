@@ -142,10 +142,11 @@ class Walk(msgspec.Struct, frozen=True):
     test_pnl:list[float]     # summed over the unseen window
     returns:np.ndarray       # unseen windows joined
 
-    @property
-    def positive(self)->float: # of the unseen windows in which it traded, the share that earned; 0 where it never did
-        traded = [x for x in self.test_pnl if x]
-        return sum(x > 0 for x in traded)/max(1, len(traded))
+    def positive(self,
+        begun:list[int], # trades begun in each unseen window
+    )->float: # of the windows in which it traded, the share that earned; 0 where it never did
+        earned = [pnl > 0 for pnl, n in zip(self.test_pnl, begun, strict=True) if n]
+        return sum(earned)/max(1, len(earned))
 
 def walk(
     returns,            # (T, n), a column a trial

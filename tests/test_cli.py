@@ -204,7 +204,7 @@ def test_doors_and_keys(tmp_path):
     assert json.loads(run('token', 'list', '--json', *at)[0]) == dict(users=[], keys=[])
     refused('vault', 'put', 'mars', '--key', 'k', *at, stdin='s\n', says=["found venue 'mars'", 'binance, bybit', path])
     refused('vault', 'put', 'binance', '--key', 'k', *at, stdin='s\n', says=['no passphrase', 'ARBWORK_VAULT_PASSPHRASE', 'arbwork vault init'])
-    refused('vault', 'put', 'binance', '--key', 'k', *at, env=dict(ARBWORK_VAULT_PASSPHRASE='open sesame'), says=['binance', 'secret is missing'])
+    refused('vault', 'put', 'binance', '--key', 'k', *at, env=dict(ARBWORK_VAULT_PASSPHRASE='open sesame seven'), says=['binance', 'secret is missing'])
     assert json.loads(run('vault', 'init', '--json', *at)[0])['vault'].endswith('vault.json')
     run('vault', 'put', 'binance', '--key', 'k', '--json', *at, stdin='s\n')
     assert json.loads(run('vault', 'list', '--json', *at)[0]) == dict(venues=['binance'])

@@ -97,7 +97,7 @@ class Vault:
         path:str|Path,
         passphrase:str,
     ):
-        if not passphrase: raise ConfigError(f'{path}: found an empty passphrase, wanted some text')
+        if len(passphrase) < 12: raise ConfigError(f'{path}: found a passphrase of {len(passphrase)} characters, wanted 12 at least')
         self.path, self._passphrase, self._derived = Path(path), passphrase, None
 
     def __repr__(self): return f'Vault({str(self.path)!r})'

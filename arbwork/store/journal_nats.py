@@ -113,8 +113,8 @@ async def _link(self:NatsJournal, name:str)->_Link:
     x, lost = self._server, asyncio.Event()
     async def closed(): lost.set()
     secret = {'user': x.user, 'password': x.password} if x.password else {'token': x.user} if x.user else {}
-    nc = await nats.connect(f'nats://{x.host}:{x.port}', name='arbwork journal', allow_reconnect=False, connect_timeout=5,
-                            max_reconnect_attempts=0, error_cb=_say_nothing, closed_cb=closed, **secret)
+    nc = await asyncio.wait_for(nats.connect(f'nats://{x.host}:{x.port}', name='arbwork journal', allow_reconnect=False, connect_timeout=5,
+                            max_reconnect_attempts=1, reconnect_time_wait=0.05, error_cb=_say_nothing, closed_cb=closed, **secret), 6)
     link = self._links[name] = _Link(nc, nc.jetstream(timeout=ANSWER_S), lost, nc.new_inbox(), {})
     async def answered(m):
         waits = link.waiting.pop(m.subject.rpartition('.')[2], None)
@@ -146,7 +146,7 @@ async def _note(self:NatsJournal, js, what:str, text:str):
 async def _found(self:NatsJournal):
     "Make what is missing on the server."
     try: link = await self._link('reader')
-    except nats.errors.Error as e:
+    except (nats.errors.Error, asyncio.TimeoutError) as e:
         if 'authoriz' in str(e).lower(): raise ConfigError(f'{self.where}: not let in: {self._server.unsaid(e)}') from None
         raise
     self._most = link.nc.max_payload - MARGIN

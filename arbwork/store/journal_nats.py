@@ -220,7 +220,7 @@ async def _part(self:NatsJournal, items:list):
         if keyed: headers[ONCE] = '0'
         for note, text in ((f'stream.{word(x.stream)}', x.stream), *([(f'keyed.{word(x.stream)}.{word(x.kind)}', '')] if keyed else [])):
             if note in self._known: continue
-            await self._until_answered('writer', lambda link: self._note(link.js, note, text))
+            await self._until_answered('writer', lambda link, note=note, text=text: self._note(link.js, note, text))
             self._known.add(note)
         subject = f'{self._name}.e.{word(x.stream)}.' + (f'k.{word(x.key)}' if keyed else f'p.{word(x.kind)}')
         told.append((subject, msgspec.msgpack.encode(Kept(x.kind, x.key if keyed else None, x.ts_ns, x.body)), headers))
@@ -264,9 +264,9 @@ async def _keep_all(self:NatsJournal, items:list):
             part, size = [], 0
         if puts: part.append(x); size += len(x.body)
         elif x.op == ACK:
-            await self._until_answered('writer', lambda link: self._advance(link, x.key, x.stream, x.ts_ns))
+            await self._until_answered('writer', lambda link, x=x: self._advance(link, x.key, x.stream, x.ts_ns))
             x.ticket.offset = x.ts_ns
-        elif x.op == PRUNE: x.ticket.offset = await self._until_answered('writer', lambda link: self._purge(link, x.stream, x.ts_ns))
+        elif x.op == PRUNE: x.ticket.offset = await self._until_answered('writer', lambda link, x=x: self._purge(link, x.stream, x.ts_ns))
     if part: await self._part(part)
 
 @patch

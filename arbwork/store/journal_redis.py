@@ -13,6 +13,7 @@ __all__ = ['SCRIPT', 'RETRY_S', 'ANSWER_S', 'PART', 'PART_BYTES', 'PAGE', 'OPS',
 # %% ../../nbs/store/04_journal_redis.ipynb #0cdb49c5
 import os
 import time
+from functools import partial
 
 import redis
 from fastcore.basics import patch
@@ -221,9 +222,10 @@ def read(self:RedisJournal,
     "The next entries of a stream."
     out, more = [], True
     while more and len(out) < limit:
-        page, more = self._read_from(lambda: self._page(stream, out[-1].offset if out else after, min(PAGE, limit - len(out)), kind))
+        page, more = self._read_from(partial(self._page, stream, after, min(PAGE, limit - len(out)), kind))
         out += page
         if not page: break
+        after = page[-1].offset
     return out
 
 @patch

@@ -18,6 +18,7 @@ Modules:
 - `arbwork.feed.bybit`: Bybit v5 spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.codec`: What every venue's codec has in common: keys that do not print, requests that are values, names in both directions.
 - `arbwork.feed.events`: The few values that leave a venue's codec, and the one row in which a book travels through arbwork.
+- `arbwork.feed.kraken`: Kraken spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.okx`: OKX v5 spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.wire`: Sockets that come back by themselves, books that are never silently wrong, orders whose fate is never guessed.
 - `arbwork.live`: The bot: one process that trades a signed manifest, and can be killed at any moment.
@@ -36,12 +37,15 @@ Modules:
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
+- `arbwork.sim.kraken`: REST under `/0` and version 2 of the socket, with checksums, tokens and a nonce, as their clients expect them.
 - `arbwork.sim.okx`: The v5 REST API for spot, the public and the private socket, as their clients expect them.
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.
 - `arbwork.sim.wire`: What all simulated venues share between the engine and the sockets: who listens to what, who may do what, and what is made to go wrong.
 - `arbwork.store.collect`: A worker a venue hears it; a recorder writes it down; nothing is lost between them.
 - `arbwork.store.journal`: What was acknowledged is kept, whatever happens next.
+- `arbwork.store.journal_nats`: The same journal for several machines, in JetStream.
+- `arbwork.store.journal_redis`: The same journal for several machines, in the Redis that is already there.
 - `arbwork.store.quality`: Which rows may be believed, and how much of a recording may not.
 - `arbwork.store.ticks`: Every book that was heard, once, in order, and as it was on the day it was studied.
 - `arbwork.trade.core`: One reducer: everything it is given is in the journal, so everything it did can be done again.

@@ -331,9 +331,10 @@ def api(
 ):
     "Serve the control API until interrupted."
     from arbwork.serve.api import run_api
+    from arbwork.store.journal import without_secret
     s = load_settings(settings)
     def ready(address):
-        show(dict(address=address, journal=s.journal), as_json, 'control API, until Ctrl-C')
+        show(dict(address=address, journal=without_secret(s.journal)), as_json, 'control API, until Ctrl-C')
         sys.stdout.flush()
     run_api(s, port=port, on_ready=ready)
 

@@ -41,7 +41,7 @@ from .market import ArbworkError, ConfigError, decimal, refused
 from .research.promote import Manifest, load_manifest, public_keys, verify
 from .serve.vault import open_vault
 from .settings import Settings, load_settings
-from .store.journal import Claim, open_journal
+from .store.journal import Claim, open_journal, without_secret
 from .trade.core import Core, SessionStart, Stop
 from .trade.reconcile import carried, fresh_id, holdings, unfinished
 from .trade.runner import Quiet, Runner, clear_orphans, recover
@@ -290,7 +290,7 @@ def run(args)->dict: # see `session.summary`
     settings, log = load_settings(args.settings), open_log(args.log)
     settings.var.mkdir(parents=True, exist_ok=True)
     place = settings.journal.removeprefix('sqlite:///') if settings.journal.startswith('sqlite:///') else str(settings.var/'journal')
-    claim = Claim(Path(f'{place}.live.lock'), f'trading on {settings.journal}')
+    claim = Claim(Path(f'{place}.live.lock'), f'trading on {without_secret(settings.journal)}')
     try:
         journal = open_journal(settings.journal)
         try:

@@ -26,7 +26,7 @@ def rows(n: int, seed: int = 7) -> np.ndarray:
 
 @contextmanager
 def board():
-    "Publishing a book to other processes; the baseline is a bare numpy copy of the same row."
+    "Writing and reading the mapped board, both in this process; the baseline is a bare numpy copy of the same row."
     from arbwork.feed.board import BoardReader, BoardWriter
     n, some = 20_000, rows(20_000)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def our_codec():
 
 @contextmanager
 def quote():
-    "A Binance best bid and ask, from bytes to a value; the baseline is ccxt.pro."
+    "A Binance best bid and ask, from bytes to a value, without a socket; the baseline is ccxt.pro's handler fed by json.loads."
     snapshot, quotes, _ = binance_frames(2_000)
     peer, codec = CcxtPro(snapshot), our_codec()
 
@@ -144,7 +144,7 @@ def quote():
 
 @contextmanager
 def depth():
-    "A Binance depth difference of 40 and 40 levels, from bytes to an applied book and its row; the baseline is ccxt.pro."
+    "A Binance depth difference of 40 and 40 levels, from bytes to an applied book and its row, without a socket; the baseline is ccxt.pro's handler."
     from arbwork.feed.book import Book
     snapshot, _, frames = binance_frames(2_000)
     peer, codec, out = CcxtPro(snapshot), our_codec(), np.zeros(1, BOOK)
@@ -162,7 +162,7 @@ def depth():
 
 @contextmanager
 def backtest():
-    "Events through the whole kernel with fills, latency and inventory; the baseline is one numpy pass over the same bytes."
+    "Ten-level books through the whole kernel with fills, latency and inventory; the baseline is one numpy pass over the same bytes."
     from arbwork.research.backtest import backtest as run
     from arbwork.settings import Params
     from arbwork.sim.scenarios import load_scenario

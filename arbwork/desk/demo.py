@@ -363,8 +363,8 @@ def tell(summary:dict, out:Path, console):
         x = summary[name]
         why = ', '.join(f'{k} {v:,}' for k, v in sorted(x['reasons'].items(), key=lambda kv: -kv[1])[:5])
         said = ', '.join(f'{k} {"none" if v is None else format(v, form)}' for k, v, form in (
-            ('Sharpe', x['oos_sharpe'], '.1f'), ('DSR', x['dsr'], '.3f'), ('PBO', x['pbo'], '.2f')))
-        row(f'study: {name}', ('[green]promoted[/]' if x['promoted'] else '[yellow]nothing promoted[/]') + f', {x["trials"]:,} trials; in unseen windows {said}')
+            ('Sharpe in unseen windows', x['oos_sharpe'], '.1f'), ('DSR of the winner, whole tape', x['dsr'], '.3f'), ('PBO', x['pbo'], '.2f')))
+        row(f'study: {name}', ('[green]promoted[/]' if x['promoted'] else '[yellow]nothing promoted[/]') + f', {x["trials"]:,} trials charged for; {said}')
         row('', f'decisions by reason: {why}')
     live, parity = summary['live'], summary['parity']
     row('traded', f'{live["trades"]} trades, {live["fills"]} fills, P&L {live["pnl_quote"]:+.2f}, exposure left {live["residual_exposure"]:.2f} USDT')

@@ -106,6 +106,31 @@ def test_an_interval_covers_as_often_as_it_says():
     assert 176 <= hits <= 200
 
 
+def test_a_track_record_long_enough_is_believed_and_a_shorter_one_is_not():
+    assert [round(ev.min_track_record(2/n**.5, skew, kurt, benchmark=1/n**.5)/n, 2) for n, skew, kurt in ((252, 0, 3), (12, 0, 3), (12, -.72, 5.78))] == [2.73, 3.24, 4.99]
+    for sr, skew, kurt in ((.02, 0, 3), (.1, -2, 12), (.5, 1, 6)):
+        n = int(np.ceil(ev.min_track_record(sr, skew, kurt)))
+        assert ev.psr(sr, n, skew, kurt) >= .95 - 1e-9 and ev.psr(sr, n - 2, skew, kurt) < .95
+    assert ev.min_track_record(-.1) == float('inf')
+    with pytest.raises(DataError, match='level'): ev.min_track_record(.1, level=.4)
+
+
+def test_the_best_of_many_without_skill_is_rarely_called_superior():
+    rng = np.random.default_rng(6)
+    found = [ev.superior(rng.normal(0, 1, (240, 40)), draws=200, rng=rng) for _ in range(120)]
+    assert np.mean([x.spa < .05 for x in found]) <= .1 and np.mean([x.white < .05 for x in found]) <= .1
+    assert .35 < np.mean([x.spa for x in found]) < .6
+    assert all(x.lower <= x.spa <= x.upper for x in found)
+
+
+def test_skill_is_called_superior_also_among_trials_that_lose_wildly():
+    rng = np.random.default_rng(7)
+    for _ in range(10):
+        x = rng.normal(0, 1, (480, 60)); x[:, 5] += .3
+        wild = np.hstack([x, rng.normal(-2, 12, (480, 60))])
+        assert ev.superior(x, draws=200, rng=rng).white < .05 and ev.superior(wild, draws=200, rng=rng).spa < .05 < ev.superior(wild, draws=200, rng=rng).white
+
+
 # promotion
 
 def study(**figures):

@@ -29,6 +29,7 @@ Modules:
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.
 - `arbwork.research.report`: A study and a session, as a person reads them: figures that need no network, and words that carry their numbers.
 - `arbwork.research.sweep`: Many parameter sets through the live kernel, and one vectorbt Portfolio at the end.
+- `arbwork.research.trials`: Everything that was ever tried, counted once, so that the winner can be charged for all of it.
 - `arbwork.serve.api`: See and steer a running session from elsewhere, through the journal alone.
 - `arbwork.serve.auth`: People with a password and a session, programs with a key and a scope; nobody by default.
 - `arbwork.serve.client`: The control API as methods, for the workbench, the demo and scripts.

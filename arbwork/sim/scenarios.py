@@ -31,8 +31,8 @@ class Scenario(msgspec.Struct, frozen=True, eq=False):
     name:str
     description:str                       # what it is and what it is not
     instrument:str                        # `BASE-QUOTE`
-    listings:dict[str, Listing]           # by venue
-    rows:dict[str, np.ndarray]            # by venue, (n,) of BOOK in order of time
+    listings:dict[str, Listing]           # by venue, or `venue instrument` for further ones
+    rows:dict[str, np.ndarray]            # by the same keys, (n,) of BOOK in order of time
     fees_bps:dict[str, tuple[float, float]] # by venue: maker, taker
     balances:dict[str, dict[str, Decimal]]  # by venue and asset, what an account there starts with
     seed:int|None                         # None for a recording
@@ -44,7 +44,13 @@ class Scenario(msgspec.Struct, frozen=True, eq=False):
     @property
     def end_ns(self)->int: return int(max(r['ts_venue_ns'][-1] for r in self.rows.values()))
     @property
+    def venues(self)->list[str]: return list(dict.fromkeys(x.venue for x in self.listings.values()))
+    @property
     def universe(self)->Universe: return Universe(list(self.listings.values()), self.fees_bps)
+
+    def of(self, venue:str)->dict[str, tuple[Listing, np.ndarray]]: # by instrument
+        "What one venue trades, and the rows of each."
+        return {x.instrument: (x, self.rows[key]) for key, x in self.listings.items() if x.venue == venue}
 
     def tape(self)->np.ndarray: # (all rows,) of BOOK, in order of time, slots as in `universe`
         "All venues' rows as one tape, as if each had been received the instant it was published."

@@ -38,6 +38,7 @@ Modules:
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
+- `arbwork.sim.inproc`: The simulated venues without a socket: a test asks and is answered, at a time that it says.
 - `arbwork.sim.kraken`: REST under `/0` and version 2 of the socket, with checksums, tokens and a nonce, as their clients expect them.
 - `arbwork.sim.okx`: The v5 REST API for spot, the public and the private socket, as their clients expect them.
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.

@@ -87,14 +87,14 @@ def episodes(
     specs:np.ndarray|None=None, # (slots,) of SPEC, where other fees than the tape's are asked for
 )->np.ndarray: # of EPISODE, by pair and then by time
     "Every opportunity of a recording."
-    specs, found = tape.specs if specs is None else specs, []
-    for b in range(len(specs)):
-        for s in range(len(specs)):
-            if b == s or specs[b]['base'] != specs[s]['base'] or specs[b]['quote'] != specs[s]['quote']: continue
-            ask = lambda room: (out := np.zeros(room, EPISODE), _scan(tape.rows, tape.latest, specs, b, s, above_bps, int(max_age_s*NS), int(max_skew_s*NS), out))
-            out, n = ask(1_024)
-            if n > len(out): out, n = ask(n)
-            found.append(out[:n])
+    specs, found, room = tape.specs if specs is None else specs, [], 1_024
+    pairs = [(b, s) for b in range(len(specs)) for s in range(len(specs))
+             if b != s and specs[b]['base'] == specs[s]['base'] and specs[b]['quote'] == specs[s]['quote']]
+    while pairs:
+        (b, s), out = pairs[0], np.zeros(room, EPISODE)
+        n = _scan(tape.rows, tape.latest, specs, b, s, above_bps, int(max_age_s*NS), int(max_skew_s*NS), out)
+        if n > room: room = n
+        else: found.append(out[:n]); del pairs[0]
     return np.concatenate(found) if found else np.zeros(0, EPISODE)
 
 # %% ../../nbs/research/06_lifetimes.ipynb #e7aff343

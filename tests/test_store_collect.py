@@ -153,7 +153,7 @@ def test_a_venue_that_is_not_there_leaves_the_other_alone(tmp_path):
 
 def test_nobody_there_is_an_error_and_so_is_an_unknown_venue(tmp_path):
     with pytest.raises(VenueError, match='127.0.0.1:1'):
-        asyncio.run(collect(settings_for(tmp_path, {'bybit': 1}), clock := WallClock(), clock.now_ns() + 500_000_000))
+        asyncio.run(collect(settings_for(tmp_path, {'bybit': 1}), clock := WallClock(), clock.now_ns() + 3*10**9))
     async def run(instruments):
         async with Venue(10) as venue: await collect(settings_for(tmp_path, {'bybit': venue.port}, instruments), clock, clock.now_ns() + 10**10)
     with pytest.raises(ConfigError, match='BTC-USDT'): asyncio.run(run('LINK-USDT, BTC-USDT'))

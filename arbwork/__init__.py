@@ -51,6 +51,7 @@ Modules:
 - `arbwork.store.journal_nats`: The same journal for several machines, in JetStream.
 - `arbwork.store.journal_redis`: The same journal for several machines, in the Redis that is already there.
 - `arbwork.store.quality`: Which rows may be believed, and how much of a recording may not.
+- `arbwork.store.tables`: What is kept of a market, and of what we did in it, column by column.
 - `arbwork.store.ticks`: Every book that was heard, once, in order, and as it was on the day it was studied.
 - `arbwork.trade.core`: One reducer: everything it is given is in the journal, so everything it did can be done again.
 - `arbwork.trade.ledger`: Every fill booked twice over, once for ever, to the last digit.

@@ -26,6 +26,7 @@ Modules:
 - `arbwork.research.backtest`: The live kernel over recorded events, filled at the book as it stands when the order gets there.
 - `arbwork.research.evidence`: How much of a good backtest is luck, when it is the best of many.
 - `arbwork.research.hindsight`: The most that could have been earned on the same books, and where the rest of it went.
+- `arbwork.research.inventory`: Where money should lie, what it costs to bring it there, and what lying in the wrong place is worth.
 - `arbwork.research.lifetimes`: How long an opportunity lives, and what it would be worth to arrive sooner.
 - `arbwork.research.parity`: Did the session decide what its journal says it should have, and did it earn what the model says it could have?
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.

@@ -16,9 +16,8 @@ import pandas as pd
 from scipy.optimize import Bounds, LinearConstraint, milp, linprog
 from scipy.sparse import csr_array
 
-from ..clock import NS
 from ..decide.contract import Universe
-from ..market import BUY, ArbworkError, ConfigError
+from ..market import ArbworkError, ConfigError
 from .backtest import Result
 
 # %% ../../nbs/research/08_inventory.ipynb #c875f8e0
@@ -107,7 +106,7 @@ def _program(holdings, ways, roads, marks, hours, steps):
 # %% ../../nbs/research/08_inventory.ipynb #9c69a147
 def _linear(rows, low, gain, D, steps, roads, holdings, z):
     "The plain program with the yes and no of each road fixed: value, variables, dual prices of holdings."
-    K, top = len(roads), np.concatenate([np.ones(D*steps), [holdings[v, a]*yes for (v, _, a, _), yes in zip(roads, z)], z])
+    top = np.concatenate([np.ones(D*steps), [holdings[v, a]*yes for (v, _, a, _), yes in zip(roads, z)], z])
     least = np.concatenate([np.zeros(D*steps), [r.minimum*yes for (*_, r), yes in zip(roads, z)], z])
     found = linprog(-gain, A_ub=csr_array(-rows), b_ub=-low, bounds=np.stack([least, np.maximum(top, least)], 1), method='highs')
     if found.status != 0: raise ArbworkError(f'inventory plan: the solver ended with {found.message!r}, wanted an optimum')

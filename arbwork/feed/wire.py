@@ -180,17 +180,21 @@ def _problem(self:MarketFeed, kind:str, detail:str):
     self.on_problem(kind, detail)
 
 @patch
-def _hand_on(self:MarketFeed, book:Book, now_ns:int):
+def _hand_on(self:MarketFeed, book:Book, now_ns:int, u:BookUpdate|None=None):
     self._counts['rows'] += 1
     if book.state == VALID and not self._valid[book.instrument].is_set():
         self._valid[book.instrument].set()
         self._mended_at[book.instrument] = asyncio.get_running_loop().time()
     self._tell(self.on_row, np.frombuffer(book.packed(self.slots[book.instrument], now_ns), BOOK)[0])
+    if self.on_depth is not None: self._tell(self.on_depth, (book, u, now_ns))
 
 @patch
 def _tell(self:MarketFeed, listener, what):
     try: listener(what)
     except Exception as e: raise Deaf from e
+
+# %% ../../nbs/feed/06_wire.ipynb #44f6b8a1
+MarketFeed.on_depth, MarketFeed.heard_ns = None, 0
 
 # %% ../../nbs/feed/06_wire.ipynb #130e8e7e
 @patch
@@ -205,7 +209,9 @@ def frame(self:MarketFeed,
     for event in events:
         if type(event) is BookUpdate: self._book(event, now_ns)
         elif type(event) is Notice: self._notice(event)
-        elif self.on_event: self._tell(self.on_event, event)
+        elif self.on_event:
+            self.heard_ns = now_ns
+            self._tell(self.on_event, event)
 
 @patch
 def _notice(self:MarketFeed, n:Notice):
@@ -224,7 +230,7 @@ def _book(self:MarketFeed, u:BookUpdate, now_ns:int):
         self._problem('data', str(e))
         state = book.state
     if book.duplicates + book.early > passed_over: return
-    self._hand_on(book, now_ns)
+    self._hand_on(book, now_ns, u)
     if state == VALID and book.cut_at and book.thin and book not in self._thin: self._renew(book)
     elif state in (INVALID, CROSSED) and state != before:
         if state == CROSSED: self._problem('crossed', book.why)

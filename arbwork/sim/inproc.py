@@ -13,6 +13,7 @@ from ..feed.codec import Keys
 from ..market import ConfigError
 from .binance import BinanceVenue
 from .bybit import BybitVenue
+from .coinbase import CoinbaseVenue
 from .engine import Engine, whole
 from .kraken import KrakenVenue
 from .okx import OkxVenue
@@ -20,7 +21,7 @@ from .scenarios import Scenario
 from .wire import Reply, Session, Venue
 
 # %% ../../nbs/sim/08_inproc.ipynb #d412bce7
-VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, KrakenVenue, OkxVenue)}
+VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, KrakenVenue, OkxVenue, CoinbaseVenue)}
 
 def keys_of(keys, venue:str)->Keys|None:
     "The keys of one venue, however they were given."
@@ -45,7 +46,7 @@ def open_venues(
         if name not in scenario.venues: raise ConfigError(f'venue {name}: not in the scenario {scenario.name}, which has {", ".join(scenario.venues)}')
     for name in names:
         markets = scenario.of(name)
-        engine = Engine(name, [x for x, _ in markets.values()], (fees_bps or {}).get(name, scenario.fees_bps[name]), (balances or {}).get(name) or scenario.balances[name])
+        engine = getattr(VENUES[name], 'makes', Engine)(name, [x for x, _ in markets.values()], (fees_bps or {}).get(name, scenario.fees_bps[name]), (balances or {}).get(name) or scenario.balances[name])
         shown = {i: ((rows['ts_venue_ns'] + shift_ns).tolist(), whole(rows, x)) for i, (x, rows) in markets.items()}
         out[name] = VENUES[name](engine, shown, keys_of(keys, name), speed)
     return out

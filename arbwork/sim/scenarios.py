@@ -189,12 +189,13 @@ def book_rows(
     return rows
 
 # %% ../../nbs/sim/01_scenarios.ipynb #8bd3c109
-FEES_BPS = {'binance': (10., 10.), 'bybit': (10., 10.), 'okx': (8., 10.), 'kraken': (25., 40.)} # maker, taker: published spot fees of the lowest tier
+FEES_BPS = {'binance': (10., 10.), 'bybit': (10., 10.), 'okx': (8., 10.), 'kraken': (25., 40.), 'coinbase': (60., 120.)} # maker, taker: published spot fees of the lowest tier
 STRESS_LISTINGS = {
     'binance': dict(symbol='BTCUSDT', tick=Decimal('0.01'), lot=Decimal('0.00001'), min_qty=Decimal('0.00001'), min_notional=Decimal('5')),
     'bybit': dict(symbol='BTCUSDT', tick=Decimal('0.01'), lot=Decimal('0.00001'), min_qty=Decimal('0.00001'), min_notional=Decimal('5')),
     'okx': dict(symbol='BTC-USDT', tick=Decimal('0.1'), lot=Decimal('0.00000001'), min_qty=Decimal('0.00001'), min_notional=Decimal(0)),
     'kraken': dict(symbol='BTC/USDT', tick=Decimal('0.1'), lot=Decimal('0.00000001'), min_qty=Decimal('0.00005'), min_notional=Decimal('0.5')),
+    'coinbase': dict(symbol='BTC-USDT', tick=Decimal('0.01'), lot=Decimal('0.00000001'), min_qty=Decimal('0.00000001'), min_notional=Decimal('1')),
 }
 
 def played(
@@ -241,6 +242,7 @@ _LINK_LISTINGS = {
     'bybit': dict(symbol='LINKUSDT', min_qty=Decimal('0.001'), min_notional=Decimal('5')),
     'okx': dict(symbol='LINK-USDT', min_qty=Decimal('0.1'), min_notional=Decimal(0)),
     'kraken': dict(symbol='LINK/USDT', min_qty=Decimal('0.2'), min_notional=Decimal('0.5')),
+    'coinbase': dict(symbol='LINK-USDT', min_qty=Decimal('0.01'), min_notional=Decimal('1')),
 }
 
 def read_books(

@@ -232,7 +232,8 @@ def ready(self:World)->dict:
     for name, port in self.ports.items():
         at = f'{self.host}:{port}'
         places[name] = {'rest': f'http://{at}', 'public_ws': f'ws://{at}', 'private_ws': f'ws://{at}', 'trade_ws': f'ws://{at}'}
-    return {'scenario': s.name, 'description': s.description, 'seed': s.seed, 'instrument': s.instrument, 'venues': places, 'speed': self.speed,
+    hints = {name: h for name, d in self.doors.items() if (h := getattr(d.venue, 'hints', {}))}
+    return {**({'hints': hints} if hints else {}), 'scenario': s.name, 'description': s.description, 'seed': s.seed, 'instrument': s.instrument, 'venues': places, 'speed': self.speed,
         'first': utc(self.first_ns), 'last': utc(self.last_ns), 'rows': sum(map(len, s.rows.values())),
         'wall_seconds': round(self.lead_s + (self.last_ns - self.first_ns)/NS/self.speed, 1)}
 

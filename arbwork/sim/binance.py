@@ -406,12 +406,27 @@ def book_frames(self:BinanceVenue, name:str, first:int, last:int, bids:list, ask
     if f'raw:{t}' in heard or f'combined:{t}' in heard:
         b = self.best(name)
         out += self.both(t, _encode({'u': last, 's': symbol, 'b': b['bidPrice'], 'B': b['bidQty'], 'a': b['askPrice'], 'A': b['askQty']}))
-    return out
+    return out + self.day_frames(name, low, ts_ns)
 
 @patch
 def both(self:BinanceVenue, stream:str, frame:bytes)->list[tuple[str, bytes]]:
     "A frame bare for raw sockets and wrapped for combined ones."
     return [(f'raw:{stream}', frame), (f'combined:{stream}', b'{"stream":"%b","data":%b}' % (stream.encode(), frame))]
+
+# %% ../../nbs/sim/02_binance.ipynb #1ed51a48
+@patch
+def day_frames(self:BinanceVenue, name:str, low:str, ts_ns:int)->list[tuple[str, bytes]]:
+    "Frames of the rolling tickers, for those who listen."
+    out, x = [], None
+    for kind in ('miniTicker', 'ticker'):
+        if not (self.heard(f'raw:{low}@{kind}') or self.heard(f'combined:{low}@{kind}')): continue
+        x = x or self.day_ticker({'symbol': self.engine.listings[name].symbol}, ts_ns)
+        frame = {'e': f'24hr{kind[0].upper()}{kind[1:]}', 'E': ts_ns//MS, 's': x['symbol'], 'c': x['lastPrice'], 'o': x['openPrice'], 'h': x['highPrice'], 'l': x['lowPrice'],
+            'v': x['volume'], 'q': x['quoteVolume']}
+        if kind == 'ticker': frame |= {'p': x['priceChange'], 'P': x['priceChangePercent'], 'w': x['weightedAvgPrice'], 'x': x['prevClosePrice'], 'Q': x['lastQty'], 'b': x['bidPrice'],
+            'B': x['bidQty'], 'a': x['askPrice'], 'A': x['askQty'], 'O': x['openTime'], 'C': x['closeTime'], 'F': x['firstId'], 'L': x['lastId'], 'n': x['count']}
+        out += self.both(f'{low}@{kind}', _encode(frame))
+    return out
 
 # %% ../../nbs/sim/02_binance.ipynb #2a18d17d
 @patch

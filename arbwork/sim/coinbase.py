@@ -269,7 +269,7 @@ def rates(self:CoinbaseVenue, p:dict, now_ns:int): return {'data': {'currency': 
 
 @patch
 def product_json(self:CoinbaseVenue, name:str)->dict:
-    x, (bid, _, ask, _) = self.engine.listings[name], self.tops(name)
+    x, bid = self.engine.listings[name], self.tops(name)[0]
     return {'product_id': x.symbol, 'price': bid, 'price_percentage_change_24h': '0', 'volume_24h': '0', 'volume_percentage_change_24h': '0', 'base_increment': short(x.lot),
         'quote_increment': short(x.tick), 'quote_min_size': short(x.min_notional), 'quote_max_size': '150000000', 'base_min_size': short(x.min_qty), 'base_max_size': '9000000',
         'base_name': x.base, 'quote_name': x.quote, 'watched': False, 'is_disabled': False, 'new': False, 'status': 'online', 'cancel_only': False, 'limit_only': False,

@@ -40,6 +40,7 @@ Modules:
 - `arbwork.settings`: What the person decides, read once, checked at the door, frozen.
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
+- `arbwork.sim.coinbase`: The Advanced Trade REST API with its signed tokens, and the one socket whose frames are numbered, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
 - `arbwork.sim.inproc`: The simulated venues without a socket: a test asks and is answered, at a time that it says.
 - `arbwork.sim.kraken`: REST under `/0` and version 2 of the socket, with checksums, tokens and a nonce, as their clients expect them.

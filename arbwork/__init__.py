@@ -30,6 +30,7 @@ Modules:
 - `arbwork.research.lifetimes`: How long an opportunity lives, and what it would be worth to arrive sooner.
 - `arbwork.research.parity`: Did the session decide what its journal says it should have, and did it earn what the model says it could have?
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.
+- `arbwork.research.recommend`: What to change next, by how much it would have paid on books that were not used for choosing it.
 - `arbwork.research.report`: A study and a session, as a person reads them: figures that need no network, and words that carry their numbers.
 - `arbwork.research.sweep`: Many parameter sets through the live kernel, and one vectorbt Portfolio at the end.
 - `arbwork.research.trials`: Everything that was ever tried, counted once, so that the winner can be charged for all of it.

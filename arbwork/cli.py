@@ -494,6 +494,7 @@ def demo(
 @app.command('compile', hidden=True)
 def compile_kernels(as_json:AsJson=False):
     "Compile the kernels once, so that neither the first study nor the first trade waits for it."
+    from arbwork.feed.book import warm as warm_books
     from arbwork.live import warm
     from arbwork.research.backtest import inventory_of, prepare
     from arbwork.research.sweep import sweep
@@ -501,6 +502,7 @@ def compile_kernels(as_json:AsJson=False):
     from arbwork.sim.scenarios import stress
     from arbwork.trade.core import SessionStart
     start, world = time.monotonic(), stress(seed=1, hours=0.2)
+    warm_books()
     sweep('cross', prepare(world.tape(), world.universe), world.universe, dict(min_edge_bps=[1, 2]), inventory=inventory_of(world.universe, world.balances),
           fee_in='received')
     warm(SessionStart('warm', 'sim', 'cross', Params(), world.universe, world.balances, world.start_ns))

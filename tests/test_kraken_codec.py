@@ -1,5 +1,4 @@
 "Kraken's books proved by their checksums: recorded frames of 2021, and ten thousand damaged frames of today's format."
-import copy
 import gzip
 import itertools
 import random
@@ -93,7 +92,7 @@ def along(stream):
     codec = Kraken()
     book, before, after = new_book(codec), [], []
     for raw in stream:
-        before.append((codec._frames.copy(), codec._decimals.copy(), copy.deepcopy((book._bids, book._asks)), book.state, book.seq, book.ts_venue_ns))
+        before.append((codec._frames.copy(), codec._decimals.copy(), book.copy()))
         assert book.apply(codec.public(raw)[0]) == VALID, book.why
         after.append(top(book))
     return before, after
@@ -102,10 +101,8 @@ def along(stream):
 def resumed(at):
     codec = Kraken()
     codec.symbol(PAIR)
-    book = new_book(codec)
     codec._frames, codec._decimals = at[0].copy(), at[1].copy()
-    (book._bids, book._asks), book.state, book.seq, book.ts_venue_ns = copy.deepcopy(at[2]), *at[3:]
-    return codec, book
+    return codec, at[2].copy()
 
 
 def hurt(raw, rng, others):

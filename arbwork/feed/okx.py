@@ -20,6 +20,7 @@ import msgspec
 
 from .codec import BAD, Codec, Request, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
+from .levels import with_levels
 from ..market import BUY, SELL, DataError, Listing, VenueError, decimal
 
 # %% ../../nbs/feed/04_okx.ipynb #763d6c5b
@@ -29,6 +30,8 @@ class _Level(msgspec.Struct, array_like=True, gc=False): px:float; qty:float # w
 class _Arg(msgspec.Struct): channel:str; instId:str = ''
 class _Levels(msgspec.Struct): bids:list[_Level]; asks:list[_Level]; ts:int; seqId:int = -1; prevSeqId:int = -1; checksum:int = 0
 class _BookFrame(msgspec.Struct): arg:_Arg; action:str; data:list[_Levels]
+class _Numbers(msgspec.Struct, forbid_unknown_fields=True): ts:int; seqId:int = -1; prevSeqId:int = -1; checksum:int = 0
+class _NumbersFrame(msgspec.Struct, forbid_unknown_fields=True): arg:_Arg; action:str; data:tuple[_Numbers]
 class _BestFrame(msgspec.Struct): arg:_Arg; data:list[_Levels]
 class _PublicTrade(msgspec.Struct): instId:str; tradeId:str; px:float; sz:float; side:str; ts:int
 class _TradeFrame(msgspec.Struct): arg:_Arg; data:list[_PublicTrade]
@@ -36,7 +39,7 @@ class _Other(msgspec.Struct):
     event:str = ''; op:str = ''; id:str = ''; code:str = ''; msg:str = ''; arg:_Arg|None = None; data:msgspec.Raw = msgspec.Raw(b'')
 
 def _decoder(kind): return msgspec.json.Decoder(kind, strict=False)
-_book, _best, _trade, _other = map(_decoder, (_BookFrame, _BestFrame, _TradeFrame, _Other))
+_numbers, _book, _best, _trade, _other = map(_decoder, (_NumbersFrame, _BookFrame, _BestFrame, _TradeFrame, _Other))
 _SIDE = {'buy': BUY, 'sell': SELL}
 
 def _pairs(levels:list[_Level])->list[tuple[float, float]]: return [(x.px, x.qty) for x in levels]
@@ -94,7 +97,11 @@ def public(self:Okx,
     head = raw[:64]
     try:
         if b'"event"' not in head:
-            if b'"books"' in head: return self._updates(_book.decode(raw))
+            if b'"books"' in head:
+                cut = with_levels(raw, b'"asks":', b',"bids":', _numbers, 2)
+                if cut: return self._updates(cut[0], [(cut[0].data[0], cut[2], cut[1])])
+                f = _book.decode(raw)
+                return self._updates(f, [(d, _pairs(d.bids), _pairs(d.asks)) for d in f.data])
             if b'"bbo-tbt"' in head:
                 f = _best.decode(raw)
                 name = self.instrument(f.arg.instId)
@@ -105,12 +112,11 @@ def public(self:Okx,
     except BAD as e: raise self.fault('market frame', e, raw) from e
 
 @patch
-def _updates(self:Okx, f:_BookFrame)->list[BookUpdate]:
+def _updates(self:Okx, f:_BookFrame|_NumbersFrame, parts:list[tuple])->list[BookUpdate]:
     if f.action not in ('snapshot', 'update'): raise msgspec.ValidationError(f'action {f.action!r}, wanted snapshot or update')
     if not f.arg.instId: raise msgspec.ValidationError('no instId')
     name, whole = self.instrument(f.arg.instId), f.action == 'snapshot'
-    return [BookUpdate(name, whole, d.seqId if whole else d.prevSeqId + 1, d.seqId, d.prevSeqId, d.ts*MS, _pairs(d.bids), _pairs(d.asks), d.checksum or None)
-            for d in f.data]
+    return [BookUpdate(name, whole, d.seqId if whole else d.prevSeqId + 1, d.seqId, d.prevSeqId, d.ts*MS, bids, asks, d.checksum or None) for d, bids, asks in parts]
 
 @patch
 def _notice(self:Okx, f:_Other, raw:bytes)->Notice:

@@ -23,6 +23,16 @@ from ..market import DataError
 INF = float('inf')
 
 @njit(cache=True)
+def _open(x, at, n): # make room at `at` in the first n
+    part = x[at:n + 1] # a view; its loop is compiled into one that moves several numbers at once
+    for i in range(len(part) - 1, 0, -1): part[i] = part[i - 1]
+
+@njit(cache=True)
+def _close(x, at, n): # and the contrary
+    part = x[at:n]
+    for i in range(len(part) - 1): part[i] = part[i + 1]
+
+@njit(cache=True)
 def _change(table, first, end, sign, edge, keys, qtys, n): # rows of (px, qty) for one side of n levels -> its levels afterwards, the row that is no level or -1
     for row in range(first, end):
         px, qty = table[row, 0], table[row, 1]
@@ -37,13 +47,14 @@ def _change(table, first, end, sign, edge, keys, qtys, n): # rows of (px, qty) f
         found = low < n and keys[low] == key
         if qty > 0.:
             if not found:
-                for i in range(n, low, -1): keys[i], qtys[i] = keys[i - 1], qtys[i - 1]
-                keys[low] = key
-                n += 1
+                _open(keys, low, n)
+                _open(qtys, low, n)
+                keys[low], n = key, n + 1
             qtys[low] = qty
         elif found:
+            _close(keys, low, n)
+            _close(qtys, low, n)
             n -= 1
-            for i in range(low, n): keys[i], qtys[i] = keys[i + 1], qtys[i + 1]
     return n, -1
 
 @njit(cache=True)

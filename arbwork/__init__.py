@@ -19,6 +19,7 @@ Modules:
 - `arbwork.feed.codec`: What every venue's codec has in common: keys that do not print, requests that are values, names in both directions.
 - `arbwork.feed.events`: The few values that leave a venue's codec, and the one row in which a book travels through arbwork.
 - `arbwork.feed.kraken`: Kraken spot, from bytes to events and from orders to bytes.
+- `arbwork.feed.levels`: From the digits on the wire to an array of prices and quantities, without a Python object for each.
 - `arbwork.feed.okx`: OKX v5 spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.wire`: Sockets that come back by themselves, books that are never silently wrong, orders whose fate is never guessed.
 - `arbwork.live`: The bot: one process that trades a signed manifest, and can be killed at any moment.

@@ -35,8 +35,8 @@ from .decide.contract import Universe
 from .decide.cross import KERNELS, kernel_hash, lone_leg
 from .decide.risk import RISK_STATES
 from .feed.codec import Keys
+from .feed.connect import market_feed, trade_link, venue_listings, venue_time_ns, window_s
 from .feed.events import BOOK
-from .feed.wire import CODECS, Addresses, MarketFeed, TradeLink, fetch_listings, fetch_time_ns
 from .market import ArbworkError, ConfigError, decimal, refused
 from .research.promote import Manifest, load_manifest, public_keys, verify
 from .serve.vault import open_vault
@@ -115,8 +115,7 @@ async def list_universe(settings:Settings)->Universe:
     "The instruments as the venues list them now, venue by venue in the order of the settings."
     listings = []
     for v in settings.venues.values():
-        if v.name not in CODECS: raise ConfigError(f'venue {v.name}: found no codec, wanted one of {", ".join(CODECS)}')
-        found = await fetch_listings(CODECS[v.name](None, None), Addresses.of(v), settings.instruments)
+        found = await venue_listings(v, settings.instruments)
         listings += [found[x] for x in settings.instruments]
     return Universe(listings, {v.name: (v.maker_bps, v.taker_bps) for v in settings.venues.values()})
 
@@ -152,8 +151,8 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
                                          lambda e, name=name: self.hear(name, e), v.latency_ms/1e3)
             continue
         keys = Keys(**vault.get(name))
-        link = TradeLink(CODECS[name](self.listings(name), keys), Addresses.of(v), self.clock, lambda e, name=name: self.hear(name, e), keys,
-                         on_problem=lambda kind, detail, name=name: self.problem(name, kind, detail), rng=random.Random(f'{self.settings.seed}/{name}'))
+        link = trade_link(v, self.listings(name), self.clock, lambda e, name=name: self.hear(name, e), keys,
+                          on_problem=lambda kind, detail, name=name: self.problem(name, kind, detail), rng=random.Random(f'{self.settings.seed}/{name}'))
         await link.start()
         self.links[name] = link
 
@@ -161,7 +160,7 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
 def listen(self:Desk, on_row):
     "Start the feeds."
     for name, v in self.settings.venues.items():
-        feed = self.feeds[name] = MarketFeed(CODECS[name](self.listings(name), None), Addresses.of(v), self.slots(name), self.clock, on_row,
+        feed = self.feeds[name] = market_feed(v, self.listings(name), self.slots(name), self.clock, on_row,
             on_problem=lambda kind, detail, name=name: self.log.warning(f'feed_{kind}', venue=name, detail=detail), rng=random.Random(f'{self.settings.seed}/{name}/feed'))
         task = asyncio.create_task(feed.run(), name=f'feed {name}')
         task.add_done_callback(self.lost)
@@ -201,7 +200,7 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, manifest.params, desk.universe,
                         inventory, now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
-                        max([5., *(link.codec.recv_window_ms/1e3 for link in desk.links.values() if isinstance(link, TradeLink))]))
+                        max([5., *map(window_s, desk.links.values())]))
 
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."
@@ -237,7 +236,7 @@ async def market_clock(settings:Settings, mode:str, speed:float):
         if speed != 1: raise ConfigError(f'--clock-speed: found {speed:g} with --mode {mode}, wanted 1: only simulated venues run fast')
         return WallClock()
     v = next(iter(settings.venues.values()))
-    return ScaledClock(await fetch_time_ns(CODECS[v.name](None, None), Addresses.of(v)), speed)
+    return ScaledClock(await venue_time_ns(v), speed)
 
 def paper_money(given:list[str], mode:str)->dict[str, Decimal]:
     "Paper balances as a person writes them."

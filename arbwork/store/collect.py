@@ -19,7 +19,8 @@ import numpy as np
 
 from ..feed.board import BoardWriter
 from ..feed.events import BOOK
-from ..feed.wire import CODECS, Addresses, MarketFeed, backoff_s, fetch_listings
+from ..feed.connect import market_feed, venue_listings
+from ..feed.wire import backoff_s
 from ..market import ArbworkError, ConfigError, DataError
 from ..settings import Settings
 from .journal import Claim, Entry, Journal, open_journal, rows_of
@@ -182,13 +183,12 @@ class _Worker:
 @patch
 async def run(self:_Worker):
     "Until cancelled, or until only the person can help."
-    addresses, attempt = Addresses.of(self.venue), 0
+    attempt = 0
     while True:
         try:
-            if self.venue.name not in CODECS: raise ConfigError(f'venue {self.venue.name}: unknown, wanted one of {", ".join(CODECS)}')
-            listings = await fetch_listings(CODECS[self.venue.name](None, None), addresses, list(self.slots))
+            listings = await venue_listings(self.venue, list(self.slots))
             for x in listings.values(): await asyncio.to_thread(self.ticks.write_listing, x)
-            feed = MarketFeed(CODECS[self.venue.name](listings, None), addresses, self.slots, self.clock, self.row, None, self.problem, self.rng)
+            feed = market_feed(self.venue, listings, self.slots, self.clock, self.row, None, self.problem, self.rng)
             self.feeds.append(feed)
             self.error = None
             await feed.run()

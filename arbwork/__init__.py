@@ -16,7 +16,10 @@ Modules:
 - `arbwork.feed.board`: The latest books, where every process can see them and none can see half of one.
 - `arbwork.feed.book`: A book is right, or it says why it may not be believed.
 - `arbwork.feed.bybit`: Bybit v5 spot, from bytes to events and from orders to bytes.
+- `arbwork.feed.ccxt_any`: The books of any venue that ccxt knows, watched over so that a wrong one never looks right.
+- `arbwork.feed.ccxt_link`: The same orders, answers and fills as at a native venue, whatever ccxt makes of them.
 - `arbwork.feed.codec`: What every venue's codec has in common: keys that do not print, requests that are values, names in both directions.
+- `arbwork.feed.connect`: A feed and a link by a venue's name; nobody else needs to know who speaks its wire.
 - `arbwork.feed.events`: The few values that leave a venue's codec, and the one row in which a book travels through arbwork.
 - `arbwork.feed.kraken`: Kraken spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.levels`: From the digits on the wire to an array of prices and quantities, without a Python object for each.

@@ -91,10 +91,8 @@ async def market_clock(
 ):
     "The clock of a session: the wall's, or one that starts at the first venue's time and runs `speed` times faster."
     if speed == 1: return WallClock()
-    from arbwork.feed.wire import CODECS, Addresses, fetch_time_ns
-    venue = next(iter(settings.venues.values()))
-    start = await fetch_time_ns(CODECS[venue.name](None, None), Addresses(venue.rest, venue.public_ws, venue.private_ws, venue.trade_ws))
-    return ScaledClock(start, speed)
+    from arbwork.feed.connect import venue_time_ns
+    return ScaledClock(await venue_time_ns(next(iter(settings.venues.values()))), speed)
 
 # %% ../nbs/91_cli.ipynb #8664cf86
 @app.command()

@@ -105,6 +105,7 @@ def merge(self:Ticks,
             both = pd.concat([old, frame[list(old.columns)]]).sort_index(kind='stable')
             self.library.update(symbol, both, metadata=meta, date_range=(both.index[0], both.index[-1]), prune_previous_versions=True)
     except (ArcticException, RuntimeError, OSError) as e: raise self._refusal('written', e) from e
+    self._known.pop(symbol, None)
     self._writes[symbol] = self._writes.get(symbol, 0) + 1
     return done
 

@@ -8,7 +8,7 @@ have made of it, gaps and all."""
 
 # %% auto #0
 __all__ = ['MAGIC', 'HFT', 'CAPTURE', 'WHOLE_FILE', 'Line', 'open_file', 'lines_of', 'seconds_ns', 'form_of', 'literal',
-           'parse_hft', 'parse_capture', 'replies_beside', 'read_lines', 'foreign', 'Heard', 'Replay', 'trade_number']
+           'parse_hft', 'parse_capture', 'replies_beside', 'read_lines', 'foreign', 'Heard', 'Replay']
 
 # %% ../../nbs/store/06_frames.ipynb #bc627bfb
 import ast
@@ -27,11 +27,11 @@ from fastcore.basics import patch
 
 from ..clock import NS
 from ..feed.book import Book
-from ..feed.codec import Codec
 from ..feed.events import BOOK, CROSSED, EMPTY, INVALID, VALID, BookUpdate, Quote, Trade
 from ..feed.wire import CODECS
 from ..market import DataError, VenueError
-from .examine import QUOTE, TRADE, UNITS, Spots, unit_of, venue_in
+from .examine import UNITS, Spots, unit_of
+from .tables import trade_number
 
 # %% ../../nbs/store/06_frames.ipynb #949bc520
 class Line(NamedTuple):
@@ -248,14 +248,6 @@ def _event(self:Replay, e, line:Line)->list[Heard]:
     return []
 
 # %% ../../nbs/store/06_frames.ipynb #71703952
-def trade_number(
-    text:str, # the venue's id of a trade
-)->int: # 63 bits
-    "A trade's id as a whole number."
-    from hashlib import blake2b
-    if text.isdigit() and int(text) < 2**63: return int(text)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'little') >> 1
-
 @patch
 def hear(self:Replay,
     line:Line,

@@ -15,6 +15,8 @@ __all__ = ['COLUMNS', 'LADDERS', 'NEEDED', 'PART', 'FOLLOWS_NS', 'ROOMS', 'SAMPL
 # %% ../../nbs/store/07_importing.ipynb #70289cb6
 import copy
 import hashlib
+import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +30,13 @@ from fastcore.basics import patch
 
 from ..clock import NS, utc
 from ..feed.events import BOOK, CROSSED, LEVELS, VALID
-from ..market import ArbworkError, ConfigError, DataError, Instrument, Listing
-from .bars import BAR, Merged, bar_rows, timeframe_name, timeframe_ns
-from .examine import (FINDINGS, KINDS, QUOTE, SEVERITIES, TRADE, UNITS, About, Examination, Finding, alias_of, content, instrument_in,
-                                   time_of, to_ns, unit_of, venue_in)
-from .frames import CAPTURE, HFT, Line, Replay, form_of, lines_of, open_file, read_lines, trade_number
-from .ticks import Problem, Ticks, from_frame, to_frame, utc_index
+from ..market import ConfigError, DataError, Instrument, Listing
+from .bars import BAR, bar_frame, bar_rows, timeframe_name, timeframe_ns
+from .examine import (FINDINGS, KINDS, SEVERITIES, UNITS, About, Examination, Finding, alias_of, instrument_in, time_of, to_ns, unit_of,
+                                   venue_in)
+from .frames import Replay, form_of, lines_of, open_file, read_lines
+from .tables import Problem, trade_number
+from .ticks import Ticks, from_frame, to_frame
 
 # %% ../../nbs/store/07_importing.ipynb #e5f01f15
 class Reading(msgspec.Struct, frozen=True):
@@ -216,6 +219,11 @@ class Table:
         if self.reading.unit and self.reading.unit not in UNITS: raise ConfigError(f'--unit: found {self.reading.unit!r}, wanted one of {", ".join(UNITS)}')
         if claim and not self.reading.unit and x.dtype.kind in 'iuf': self.plan = self.plan._replace(unit=claim)
 
+    def strange(self)->list[Finding]:
+        "Several symbols under one name."
+        if not self.instrument or len(set(map(instrument_in, self.symbols))) < 2: return []
+        return [Finding('label', 'refuse', f'column {self.plan.columns["symbol"]}', f'{len(self.symbols)} symbols: {", ".join(self.symbols[:5])}', f'{self.instrument} alone, or no --instrument')]
+
 # %% ../../nbs/store/07_importing.ipynb #5d2e071a
 @patch
 def frames(self:Table, at=None): # yields tables, indexed by the number of the row's line
@@ -269,13 +277,6 @@ def parts(self:Table, at=None): # yields `Part`
             name = self.instrument or instrument_in(symbol)
             if not name: raise DataError(f'{self.path.name}: {self.counted} {some.index[0]}: symbol {symbol!r}, wanted one that names BASE and QUOTE; say it with --instrument')
             yield Part(self.plan.kind, name, rows_of(some, self.plan, self.now_ns, self.path.name), some.index.to_numpy())
-
-@patch
-def strange(self:Table)->list[Finding]:
-    "Several symbols under one name."
-    if self.instrument and len(self.symbols) > 1 and len(set(map(instrument_in, self.symbols))) > 1:
-        return [Finding('label', 'refuse', f'column {self.plan.columns["symbol"]}', f'{len(self.symbols)} symbols: {", ".join(self.symbols[:5])}', f'{self.instrument} alone, or no --instrument')]
-    return []
 
 # %% ../../nbs/store/07_importing.ipynb #919f1bdf
 FOLLOWS_NS = 60*NS # a capture that begins within a minute of another's end goes on with its books
@@ -355,18 +356,11 @@ def symbol_of(kind:str, venue:str, instrument:str, timeframe:str)->str:
 
 def table_rows(frame:pd.DataFrame, dtype:np.dtype)->np.ndarray:
     "Rows from the tick store."
-    if dtype == BAR: return bar_rows(frame)
-    if dtype == BOOK: return from_frame(frame)
-    rows = np.zeros(len(frame), dtype)
-    rows['ts_recv_ns'] = frame.index.asi8
-    for name in frame.columns: rows[name] = frame[name].to_numpy()
-    return rows
+    return bar_rows(frame) if dtype == BAR else from_frame(frame, dtype)
 
 def rows_table(rows:np.ndarray)->pd.DataFrame:
     "Rows as the tick store keeps them."
-    if rows.dtype == BOOK: return to_frame(rows)
-    time = 'ts_ns' if rows.dtype == BAR else 'ts_recv_ns'
-    return pd.DataFrame({name: rows[name].copy() for name in rows.dtype.names if name not in (time, 'slot')}, index=utc_index(rows[time]))
+    return bar_frame(rows) if rows.dtype == BAR else to_frame(rows)
 
 class Neighbour:
     "Another series of the store, and the rows of a file at its times."
@@ -497,7 +491,7 @@ def problems_of(
         if f.severity not in ('drop', 'mark'): continue
         longest = sorted(f.windows, key=lambda w: w[0] - w[1])[:MOST_WINDOWS]
         for a, b in longest or [(first_ns, first_ns)]:
-            out.append(Problem(a, venue, instrument, f.name, f'{f"to {utc(b)}: " if longest and b > a else ""}{f.found}; {source}'))
+            out.append(Problem(a, venue, instrument, f.name, f'{f.found}; {source}', b if longest and f.name != 'clock' else 0))
     return sorted(out, key=lambda p: p.ts_ns)
 
 def guessed_listing(
@@ -626,19 +620,18 @@ def import_files(
     on_progress=None, # called with file, 'looking at' or 'keeping', share of all the work done (0 to 1), rows that went by
 )->list[FileReport]:
     "Several files, in the order given; what an earlier one ended with is there when a later one begins."
-    import time
     if reading.instrument: Instrument.parse(reading.instrument)
     if reading.timeframe: timeframe_ns(reading.timeframe)
     for x in accept:
         if x not in FINDINGS: raise ConfigError(f'--accept: found {x!r}, wanted one of {", ".join(FINDINGS)}')
-    sizes, out, before, done, rows = [p.stat().st_size if p.is_file() else 0 for p in paths], [], None, 0, [0, 0]
-    for path, size in zip(paths, sizes):
-        def at(stage, n, passed, path=path, done=done, size=size):
-            rows[1] = passed
-            if on_progress: on_progress(path, stage, (done + (min(n, size) + (size if stage == 'keeping' else 0))/2)/max(sum(sizes), 1), sum(rows))
+    sizes, out, before = [p.stat().st_size if p.is_file() else 0 for p in paths], [], None
+    rows = [0]*len(paths) # that went by
+    def at(i, stage, n, passed):
+        rows[i] = passed
+        if on_progress: on_progress(paths[i], stage, (sum(sizes[:i]) + (min(n, sizes[i]) + (sizes[i] if stage == 'keeping' else 0))/2)/max(sum(sizes), 1), sum(rows))
+    for i, path in enumerate(paths):
         began = time.monotonic()
-        report, before = import_file(ticks, path, reading, now_ns, accept, before, at, path is not paths[-1])
+        report, before = import_file(ticks, path, reading, now_ns, accept, before, partial(at, i), i < len(paths) - 1)
         report.seconds = round(time.monotonic() - began, 3)
         out.append(report)
-        done, rows = done + size, [sum(rows), 0]
     return out

@@ -54,7 +54,11 @@ Modules:
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.
 - `arbwork.sim.wire`: What all simulated venues share between the engine and the sockets: who listens to what, who may do what, and what is made to go wrong.
+- `arbwork.store.bars`: Candles as venues publish them, each once, and what they cannot say.
 - `arbwork.store.collect`: A worker a venue hears it; a recorder writes it down; nothing is lost between them.
+- `arbwork.store.examine`: What can be wrong with a recording that somebody else made, each by its name.
+- `arbwork.store.frames`: What somebody else heard from a venue, heard again by our own codecs.
+- `arbwork.store.importing`: Recordings that others made, looked at before they are believed, and kept once.
 - `arbwork.store.journal`: What was acknowledged is kept, whatever happens next.
 - `arbwork.store.journal_nats`: The same journal for several machines, in JetStream.
 - `arbwork.store.journal_redis`: The same journal for several machines, in the Redis that is already there.

@@ -7,10 +7,11 @@ are wrong, 3 the data may not be believed, 4 a venue said no, 130 interrupted.""
 
 # %% auto #0
 __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'token', 'vault', 'above', 'show', 'main', 'market_clock', 'sim',
-           'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'execute_notebook', 'parameter_values',
-           'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password',
-           'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove',
-           'check_versions', 'check_disk', 'check_port', 'check_clock', 'doctor', 'demo', 'compile_kernels', 'version']
+           'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'working', 'show_imports', 'import_',
+           'execute_notebook', 'parameter_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html',
+           'api', 'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init',
+           'vault_put', 'vault_list', 'vault_remove', 'check_versions', 'check_disk', 'check_port', 'check_clock',
+           'doctor', 'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -203,6 +204,93 @@ class watching:
             say.print(f'{utc(self.clock.now_ns())} {self.what}: {text}', markup=False, soft_wrap=True)
 
     def __exit__(self, *what): self.bar.stop()
+
+# %% ../nbs/91_cli.ipynb #7367ab1c
+class working:
+    "A bar for something of which it is known how much is done."
+    def __init__(self, what:str):
+        self.what, self.began, self.written, self.bar = what, time.monotonic(), time.monotonic(), None
+
+    def __enter__(self): return self
+
+    def open(self):
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        self.bar = Progress(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn('{task.fields[figures]}'),
+                            console=say, transient=True)
+        self.task = self.bar.add_task(self.what, total=1., figures='')
+        self.bar.start()
+
+    def __call__(self,
+        what:str,
+        share:float, # done, 0 to 1
+        rows:int,    # that went by
+    ):
+        now = time.monotonic()
+        if now - self.began < 2: return
+        text = f'{rows:,} rows, {rows/(now - self.began):,.0f} rows/s'
+        if say.is_terminal:
+            if self.bar is None: self.open()
+            self.bar.update(self.task, description=what, completed=share, figures=text)
+        elif now - self.written > 5:
+            self.written = now
+            say.print(f'{what}: {100*share:.0f} %, {text}', markup=False, soft_wrap=True)
+
+    def __exit__(self, *what):
+        if self.bar: self.bar.stop()
+
+# %% ../nbs/91_cli.ipynb #2723fe84
+def show_imports(
+    reports:list, # of `store.importing.FileReport`
+    as_json:bool,
+):
+    "What became of each file, with what was found in it."
+    import msgspec
+    if as_json:
+        files = [msgspec.to_builtins(r) | dict(rows=r.rows) for r in reports]
+        return print(json.dumps(dict(files=files, rows=sum(r.rows for r in reports), written=sum(s.written for r in reports for s in r.series if r.status == 'imported'),
+                                     refused=sum(r.status == 'refused' for r in reports))))
+    from rich.markup import escape
+    out = Console(highlight=False)
+    for r in reports:
+        out.print(f'[bold]{escape(Path(r.path).name)}[/]: {r.status}{escape(f" as {r.venue}") if r.venue and not r.why else ""}', soft_wrap=True)
+        if r.why: out.print(f'  {escape(r.why)}', soft_wrap=True)
+        for s in r.series if r.status != 'refused' else []:
+            out.print(f'  {s.kind} {s.instrument} {s.timeframe}'.rstrip() + f': {s.rows:,} rows, {s.written:,} written, {s.there:,} there already, {s.left_out + s.differing:,} left out; '
+                      f'{utc(s.first_ns)} to {utc(s.last_ns)}; {100*s.suspect_share:.3g} % of the time not to be believed', soft_wrap=True)
+            for f in s.findings: out.print(f'    {f.severity}: {escape(str(f))}', soft_wrap=True)
+        for f in r.findings if r.status != 'refused' else []: out.print(f'    {f.severity}: {escape(str(f))}', soft_wrap=True)
+        for x in r.listings: out.print(f'    rules of {escape(x)}', soft_wrap=True)
+
+# %% ../nbs/91_cli.ipynb #202d87b5
+@app.command('import')
+def import_(
+    files:Annotated[list[Path], typer.Argument(help='CSV, Parquet, or raw frames; compressed or not; one after the other')],
+    settings:SettingsFile=None,
+    venue:Annotated[str, typer.Option(help='whose prices; otherwise as the file says')]='',
+    instrument:Annotated[str, typer.Option(help='BASE-QUOTE; otherwise as the file says')]='',
+    kind:Annotated[str, typer.Option(help='books, quotes, trades or candles; otherwise as its columns say')]='',
+    column:Annotated[list[str]|None, typer.Option('--map', help='what a column means, e.g. ts=Zeitpunkt; repeat it')]=None,
+    unit:Annotated[str, typer.Option(help='of times that are numbers: s, ms, us or ns; otherwise as their size says')]='',
+    timeframe:Annotated[str, typer.Option(help='of candles, e.g. 1m; otherwise as found')]='',
+    accept:Annotated[list[str]|None, typer.Option(help='a finding by name that is marked and does not refuse the file; repeat it')]=None,
+    as_json:AsJson=False,
+):
+    "Take in recordings that others made: looked at first, kept once, what is wrong with them said by name."
+    from arbwork.store.importing import Reading, import_files
+    from arbwork.store.ticks import Ticks
+    s, columns = load_settings(settings), {}
+    for text in column or []:
+        key, equals, name = text.partition('=')
+        if not equals or not name: raise ConfigError(f'--map: found {text!r}, wanted MEANING=COLUMN, for example ts=timestamp')
+        columns[key.strip()] = name.strip()
+    ticks = Ticks(s.ticks)
+    try:
+        with working('importing') as at:
+            reports = import_files(ticks, files, Reading(venue, instrument, kind, unit, timeframe, columns), time.time_ns(), tuple(accept or ()),
+                                   lambda path, stage, share, rows: at(f'{stage} {path.name}', share, rows))
+    finally: ticks.close()
+    show_imports(reports, as_json)
+    if any(r.status == 'refused' for r in reports): raise typer.Exit(3)
 
 # %% ../nbs/91_cli.ipynb #48457793
 def execute_notebook(

@@ -32,9 +32,9 @@ class VenueError(ArbworkError):
     "The venue said no or said nothing; `code` is one of `ERROR_CODES`."
     exit_code = 4
 
-    def __init__(self, message:str, code:str='other'):
+    def __init__(self, message:str, code:str='other', retry_ns:int=0):
         super().__init__(message)
-        self.code = code
+        self.code, self.retry_ns = code, retry_ns # venue time when it may be tried again; 0: it did not say
 
 # %% ../nbs/00_market.ipynb #0710b716
 MENDS = {errno.ENOSPC: 'free space; what was stored before is whole', errno.EDQUOT: 'free space; what was stored before is whole',

@@ -296,7 +296,7 @@ def test_a_wrong_key_is_refused_at_the_door_and_a_nonce_is_used_once():
             with pytest.raises(VenueError) as e: await other.start()
             assert e.value.code == 'signature'
             behind = TradeLink(Kraken(keys=KEYS), a, link.clock, lambda e: None)
-            link.codec._nonce += 10**6
+            link.codec._nonce += 10**9
             await link.balances()
             with pytest.raises(VenueError) as e: await behind.balances()
             assert e.value.code == 'clock'

@@ -7,6 +7,7 @@ import aiohttp
 import numpy as np
 import pytest
 
+from arbwork.feed.budget import Budget
 from arbwork.feed.codec import Keys
 from arbwork.feed.events import VALID, Balance, Fill, NewOrder, OrderUpdate
 from arbwork.feed.wire import CODECS, Addresses, MarketFeed, TradeLink, fetch_listings, fetch_time_ns
@@ -195,7 +196,7 @@ def test_requests_without_keys_are_refused():
 def test_a_venue_takes_no_more_orders_than_its_limit():
     async def use(world, places):
         sim = world.venues['bybit']
-        link = TradeLink(CODECS['bybit'](None, None), places['bybit'], world.clock, lambda e: None, KEYS, timeout_s=2)
+        link = TradeLink(CODECS['bybit'](None, None), places['bybit'], world.clock, lambda e: None, KEYS, budget=Budget(), timeout_s=2)
         await link.start()
         answers = [await link.place(NewOrder(f'r-{i}', NAME, BUY, D(1), D('20.0'))) for i in range(sim.most_orders + 2)]
         assert [a.code for a in answers if a.status == 'rejected'][:1] == ['rate'] and len(sim.engine.orders) == sim.most_orders

@@ -14,7 +14,8 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from .codec import BAD, Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
+from .budget import Cost, Limit, Used
+from .codec import BAD, Codec, Request, hmac_hex, http_code, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from .levels import with_levels
 from ..market import BUY, SELL, Listing, VenueError
@@ -34,7 +35,13 @@ class _Trade(msgspec.Struct):
 class _DepthFrame(msgspec.Struct): stream:str; data:_Depth
 class _TickerFrame(msgspec.Struct): stream:str; data:_Ticker
 class _TradeFrame(msgspec.Struct): stream:str; data:_Trade
-class _Error(msgspec.Struct): code:int = 0; msg:str = ''
+class _When(msgspec.Struct): retryAfter:int = 0
+class _Error(msgspec.Struct):
+    code:int = 0; msg:str = ''; data:_When|None = None
+    @property
+    def words(self)->str:
+        again = f'; not until {self.data.retryAfter}' if self.data and self.data.retryAfter and 'until' not in self.msg else ''
+        return f'{self.code} {self.msg}{again}'
 class _Said(msgspec.Struct):
     e:str
 class _Other(msgspec.Struct):
@@ -52,6 +59,10 @@ class Binance(Codec):
     venue = 'binance'
     cut_at, joins_by_rest = 1_000, True
     kinds = {'book': '@depth@100ms', 'quote': '@bookTicker', 'trade': '@trade'}
+    signs_with = 'hmac', 'ed25519', 'rsa'
+    limits = (Limit('weight', 6_000, 60, 'aligned'), Limit('orders', 50, 10, 'aligned'), Limit('orders_day', 160_000, 86_400, 'aligned'),
+              Limit('connections', 300, 300))
+    connection_s, frames_per_s, checked_by = 86_400., 4, 'seq'
 
     def public_path(self, instruments:list[str])->str: return '/stream'
     def private_path(self)->str: return '/ws-api/v3'
@@ -109,25 +120,28 @@ def public(self:Binance,
 def _notice(self:Binance, f:_Other, raw:bytes)->Notice:
     "Anything on a market stream that is neither price nor trade."
     e = f.error or (_Error(f.code, f.msg) if f.code else None)
-    if e: return Notice('error', f'{e.code} {e.msg}', str(f.id or ''), error_code(e.code, e.msg))
+    if e: return Notice('error', e.words, str(f.id or ''), error_code(e.code, e.msg))
     if f.id is not None: return Notice('subscribed', '', str(f.id))
     kind = f.e or (f.data.e if f.data else '')
     if not kind: raise self.fault('market frame', 'neither a stream nor a reply', raw)
     return Notice('shutdown' if kind == 'serverShutdown' else 'other', kind)
 
 # %% ../../nbs/feed/02_binance.ipynb #28fd3814
-_CODES = {-1000: 'unknown_outcome', -1001: 'unknown_outcome', -1003: 'rate', -1006: 'unknown_outcome', -1007: 'unknown_outcome',
-    -1008: 'venue_down', -1015: 'rate', -1016: 'venue_down', -1021: 'clock', -1022: 'signature', -1034: 'rate', -1111: 'tick_or_lot',
-    -2008: 'permission', -2011: 'unknown_order', -2013: 'unknown_order', -2014: 'permission', -2015: 'permission', -1002: 'permission'}
+_CODES = {-1000: 'unknown_outcome', -1001: 'unknown_outcome', -1002: 'permission', -1003: 'rate', -1006: 'unknown_outcome', -1007: 'unknown_outcome',
+    -1008: 'venue_down', -1015: 'rate', -1016: 'venue_down', -1021: 'clock', -1022: 'signature', -1034: 'rate', -1111: 'tick_or_lot', -1181: 'rate',
+    -1191: 'rate', -2008: 'permission', -2011: 'unknown_order', -2013: 'unknown_order', -2014: 'permission', -2015: 'permission', -2026: 'unknown_order',
+    -4056: 'permission'}
 _WORDS = (('duplicate order', 'duplicate_id'), ('insufficient', 'insufficient_funds'), ('immediately match', 'would_cross'),
-    ('notional', 'below_minimum'), ('lot_size', 'tick_or_lot'), ('price_filter', 'tick_or_lot'), ('banned', 'banned'))
+    ('zero or less', 'below_minimum'), ('notional', 'below_minimum'), ('lot_size', 'tick_or_lot'), ('price_filter', 'tick_or_lot'), ('banned', 'banned'),
+    ('max_num', 'rate'), ('unknown order', 'unknown_order'), ('disabled on this account', 'permission'), ('may not place', 'permission'),
+    ('for this account', 'permission'), ('trading is not enabled', 'permission'), ('cancel restrictions', 'other'), ('market is closed', 'other'))
 
 def error_code(
     code:int, # Binance's number
     msg:str,  # and its words
 )->str: # one of `market.ERROR_CODES`
     "What a Binance error means to us."
-    if code in (-2010, -1013, -1003):
+    if code in (-2010, -2011, -1013, -1010, -1003):
         for words, name in _WORDS:
             if words in msg.lower(): return name
     return _CODES.get(code, 'other')
@@ -137,6 +151,11 @@ def error_code(
 def snapshot_request(self:Binance, instrument:str)->Request|None:
     "The request for a book's snapshot."
     return Request('GET', f'/api/v3/depth?symbol={self.symbol(instrument)}&limit={self.cut_at}')
+
+@patch
+def check_request(self:Binance, instrument:str)->Request|None:
+    "The request for a book to compare with; a tenth of the weight."
+    return Request('GET', f'/api/v3/depth?symbol={self.symbol(instrument)}&limit=100')
 
 @patch
 def snapshot_reply(self:Binance,
@@ -160,22 +179,27 @@ def _check(self:Binance, status:int, body:bytes):
     if status == 200: return
     try: e = _error.decode(body)
     except BAD: e = _Error()
-    code = {418: 'banned', 429: 'rate'}.get(status) or ('unknown_outcome' if status >= 500 else error_code(e.code, e.msg))
-    raise VenueError(f'binance: HTTP {status}, error {e.code} {e.msg or self.beginning(body)}', code)
+    raise VenueError(f'binance: HTTP {status}, error {e.words if e.code else self.beginning(body)}', _meaning(status, e))
+
+def _meaning(status:int, e:_Error)->str: # one of `market.ERROR_CODES`
+    "What an answer says no with; a status that means something goes before the number."
+    if status in (418, 429) or status >= 500 or not e.code: return http_code(status)
+    return error_code(e.code, e.msg)
 
 # %% ../../nbs/feed/02_binance.ipynb #e817ea3b
 @patch
 def _signed(self:Binance, method:str, path:str, params:dict, now_ns:int)->Request:
-    keys = self.signer()
+    signer = self.signing()
     query = urlencode({**params, 'recvWindow': self.recv_window_ms, 'timestamp': now_ns//MS})
-    return Request(method, f'{path}?{query}&signature={hmac_hex(keys.secret, query)}', {'X-MBX-APIKEY': keys.key})
+    return Request(method, f'{path}?{query}&signature={quote(signer.sign(query), safe="")}', {'X-MBX-APIKEY': signer.keys.key})
 
 @patch
 def _rpc(self:Binance, method:str, params:dict, request_id:str, now_ns:int)->bytes:
-    keys = self.signer()
-    params = {**params, 'apiKey': keys.key, 'recvWindow': self.recv_window_ms, 'timestamp': now_ns//MS}
-    text = '&'.join([f'{k}={params[k]}' for k in sorted(params)])
-    params['signature'] = hmac_hex(keys.secret, text)
+    signer = self.signing()
+    params = {**params, 'recvWindow': self.recv_window_ms, 'timestamp': now_ns//MS}
+    if signer.kind != 'ed25519' or method == 'session.logon': # otherwise the session has an owner
+        params['apiKey'] = signer.keys.key
+        params['signature'] = signer.sign('&'.join([f'{k}={params[k]}' for k in sorted(params)]))
     return msgspec.json.encode({'id': request_id, 'method': method, 'params': params})
 
 # %% ../../nbs/feed/02_binance.ipynb #acb03468
@@ -324,14 +348,43 @@ def cancel(self:Binance, instrument:str, client_id:str, request_id:str, now_ns:i
 @patch
 def login(self:Binance, now_ns:int)->list[bytes]:
     "Frames that open the account's stream on the socket that also takes orders; send each when the one before is answered."
-    return [self._rpc('userDataStream.subscribe.signature', {}, 'login', now_ns)]
+    if self.signing().kind != 'ed25519': return [self._rpc('userDataStream.subscribe.signature', {}, 'login', now_ns)]
+    return [self._rpc('session.logon', {}, 'login', now_ns), msgspec.json.encode({'id': 'account', 'method': 'userDataStream.subscribe'})]
 @patch
-def trade_login(self:Binance, now_ns:int)->list[bytes]: return [] # each order is signed by itself
+def trade_login(self:Binance, now_ns:int)->list[bytes]: return [] # it is the same socket
+
+# %% ../../nbs/feed/02_binance.ipynb #a5e0769d
+_WEIGHT = {'/api/v3/time': 1, '/api/v3/exchangeInfo': 20, '/api/v3/account': 20, '/api/v3/allOrders': 20, '/api/v3/myTrades': 20, '/api/v3/order': 4}
+_HEADERS = {'X-MBX-USED-WEIGHT-1M': 'weight', 'X-MBX-ORDER-COUNT-10S': 'orders', 'X-MBX-ORDER-COUNT-1D': 'orders_day'}
+_NEW = Cost('weight'), Cost('orders'), Cost('orders_day')
+
+@patch
+def costs(self:Binance, request:Request)->tuple[Cost, ...]:
+    "What a request takes."
+    path, _, query = request.path_with_query.partition('?')
+    asked = dict(x.partition('=')[::2] for x in query.split('&'))
+    if path == '/api/v3/order' and request.method != 'GET': return _NEW if request.method == 'POST' else (Cost('weight'),)
+    if path == '/api/v3/depth':
+        levels = int(asked.get('limit', 100))
+        return (Cost('weight', 5 if levels <= 100 else 25 if levels <= 500 else 50 if levels <= 1_000 else 250),)
+    if path == '/api/v3/openOrders': return (Cost('weight', 6 if 'symbol' in asked else 80),)
+    return (Cost('weight', _WEIGHT.get(path, 20)),)
+
+@patch
+def order_costs(self:Binance, instrument:str)->tuple[Cost, ...]: return _NEW
+@patch
+def cancel_costs(self:Binance, instrument:str, age_s:float=0.)->tuple[Cost, ...]: return (Cost('weight'),)
+
+@patch
+def told(self:Binance, request:Request|None, headers)->list[Used]:
+    "The venue's own counts, from the headers of an answer."
+    return [Used(limit, float(headers[name])) for name, limit in _HEADERS.items() if headers.get(name, '').isdigit()]
 
 # %% ../../nbs/feed/02_binance.ipynb #2872944b
+class _RateLimit(msgspec.Struct): rateLimitType:str; interval:str; intervalNum:int; limit:int; count:int
 class _Reply(msgspec.Struct):
     id:str|int|None = None; status:int = 0; result:msgspec.Raw = msgspec.Raw(b''); error:_Error|None = None
-    event:msgspec.Raw = msgspec.Raw(b''); subscriptionId:int|None = None
+    event:msgspec.Raw = msgspec.Raw(b''); subscriptionId:int|None = None; rateLimits:list[_RateLimit] = []
 class _Report(msgspec.Struct):
     s:str; c:str; S:str; q:str; C:str|None; x:str; X:str; r:str; i:int; l:str; z:str; L:str; n:str|None; N:str|None; T:int; t:int; m:bool
 class _HeldShort(msgspec.Struct): a:str; f:str; l:str
@@ -349,8 +402,15 @@ def private(self:Binance,
         f = _reply.decode(raw)
         if bytes(f.event): return self._event(f.event)
         if f.id is None and not f.error: return self._event(raw)
-        return self._answer(f)
+        return [*self._counts(f), *self._answer(f)]
     except BAD as e: raise self.fault('account frame', e, raw) from e
+
+_LIMITS = {('REQUEST_WEIGHT', 'MINUTE', 1): 'weight', ('ORDERS', 'SECOND', 10): 'orders', ('ORDERS', 'DAY', 1): 'orders_day'}
+
+@patch
+def _counts(self:Binance, f:_Reply)->list[Used]:
+    named = [(_LIMITS.get((x.rateLimitType, x.interval, x.intervalNum)), x) for x in f.rateLimits]
+    return [Used(name, x.count, '', x.limit) for name, x in named if name]
 
 @patch
 def _event(self:Binance, raw)->list:
@@ -373,13 +433,12 @@ def _answer(self:Binance, f:_Reply)->list:
     asked = self._asked.pop(request_id, None)
     if f.status != 200 or f.error:
         e = f.error or _Error()
-        code = {418: 'banned', 429: 'rate'}.get(f.status) or ('unknown_outcome' if f.status >= 500 else error_code(e.code, e.msg))
-        words = f'{e.code} {e.msg}'
+        code, words = _meaning(f.status, e), e.words
         if isinstance(asked, NewOrder): return [refused(asked, code, words, request_id)]
         if asked and code == 'unknown_order':
             return [unknown_order(*asked, words), Notice('other', words, request_id)]
         return [Notice('error', words, request_id, code)]
-    if request_id == 'login': return [Notice('login', '', request_id)]
+    if request_id in ('login', 'account'): return [Notice('login', '', request_id)]
     if asked is None: return [Notice('other', '', request_id)]
     o = _order.decode(f.result)
     return [*self._fills(o), self._update(o), Notice('other', '', request_id)]

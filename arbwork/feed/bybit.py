@@ -14,7 +14,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from .codec import BAD, Codec, Request, hmac_hex, number, plain, refused, step, unknown_order
+from .budget import NS, Cost, Limit, Stop, Used
+from .codec import BAD, Codec, Request, http_code, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from .levels import with_levels
 from ..market import BUY, SELL, DataError, Listing, VenueError
@@ -42,6 +43,9 @@ class Bybit(Codec):
     venue = 'bybit'
     heartbeat_s = 20.
     kinds = {'book': 'orderbook.50.', 'quote': 'orderbook.1.', 'trade': 'publicTrade.'}
+    signs_with = 'hmac', 'rsa'
+    limits = (Limit('requests', 600, 5), Limit('create', 20, 1), Limit('cancel', 20, 1), Limit('reads', 50, 1), Limit('connections', 500, 300))
+    checked_by = 'time'
 
     def public_path(self, instruments:list[str])->str: return '/v5/public/spot'
     def private_path(self)->str: return '/v5/private'
@@ -111,14 +115,29 @@ def snapshot_request(self:Bybit, instrument:str)->Request|None: return None
 def snapshot_reply(self:Bybit, instrument:str, status:int, body:bytes)->BookUpdate:
     raise DataError(f'bybit {instrument}: snapshots come by socket, found a REST reply')
 
+class _RestBook(msgspec.Struct): s:str; b:_Pairs; a:_Pairs; u:int; ts:int; cts:int = 0
+class _RestBookBody(msgspec.Struct): result:_RestBook
+_rest_book = _decoder(_RestBookBody)
+
+@patch
+def check_request(self:Bybit, instrument:str)->Request|None:
+    "The request for a book to compare with, as deep as the stream's."
+    return Request('GET', '/v5/market/orderbook?' + urlencode({'category': 'spot', 'symbol': self.symbol(instrument), 'limit': 50}))
+@patch
+def check_reply(self:Bybit, instrument:str, status:int, body:bytes)->BookUpdate:
+    d = self._read(f'{instrument} book', _rest_book, status, body).result
+    return BookUpdate(instrument, True, d.u, d.u, -1, (d.cts or d.ts)*MS, d.b, d.a)
+
 # %% ../../nbs/feed/03_bybit.ipynb #e0a50781
 _MEANING = {
-    'clock': (10002,), 'signature': (10004,), 'permission': (10003, 10005, 10007, 10010, 10024, 10028, 33004, 170201),
-    'rate': (10006, 10018, 10429, 20003, 170005, 170222), 'banned': (10008, 10009, 10027), 'venue_down': (10019,),
-    'unknown_outcome': (10000, 10016, 170001, 170007, 170032, 170146, 170147),
-    'duplicate_id': (10014, 20006, 170141, 110072), 'unknown_order': (170139, 170142, 170143, 170190, 170213, 110001),
-    'insufficient_funds': (170033, 170131), 'below_minimum': (170133, 170136, 170140), 'tick_or_lot': (170134, 170137, 170148),
-    'would_cross': (170218,)}
+    'clock': (10002, -1), 'signature': (10004,),
+    'permission': (10003, 10005, 10007, 10009, 10010, 10024, 10028, -2015, 33004, 100028, 110018, 110066, 110067, 110069, 110088, 110123, 110124, 110125, 110132,
+                   170031, 170157, 170201, 170209, 170219, 170224, 170227, 170241, 170348, 170355),
+    'rate': (429, 10006, 10018, 10403, 10429, 20003, 170005, 170222, 110009, 110020, 170810), 'banned': (10008, 10027, 3100197), 'venue_down': (10019,),
+    'unknown_outcome': (10000, 10016, 110079, 170001, 170007, 170032, 170035, 170146, 170147, 170149, 170212, 170234, 170310),
+    'duplicate_id': (10014, 20006, 170141, 110072), 'unknown_order': (110001, 110008, 110010, 170139, 170142, 170143, 170190, 170213),
+    'insufficient_funds': (110004, 110006, 110007, 110012, 110014, 110044, 110045, 110051, 110052, 110053, 170033, 170131),
+    'below_minimum': (110017, 110094, 170133, 170136, 170140), 'tick_or_lot': (170134, 170137, 170148), 'would_cross': (170218,)}
 _CODES = {number: name for name, numbers in _MEANING.items() for number in numbers}
 
 def error_code(
@@ -133,9 +152,7 @@ _head = _decoder(_Head)
 @patch
 def _read(self:Bybit, what:str, decoder, status:int, body:bytes):
     "The body as `decoder` knows it, or the `VenueError` that it or HTTP states."
-    if status != 200:
-        code = {403: 'rate', 429: 'rate', 401: 'permission'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
-        raise VenueError(f'bybit {what}: HTTP {status} {self.beginning(body)}', code)
+    if status != 200: raise VenueError(f'bybit {what}: HTTP {status} {self.beginning(body)}', http_code(status))
     try:
         head = _head.decode(body)
         if head.retCode: raise VenueError(f'bybit {what}: error {head.retCode} {head.retMsg}', error_code(head.retCode))
@@ -145,10 +162,11 @@ def _read(self:Bybit, what:str, decoder, status:int, body:bytes):
 # %% ../../nbs/feed/03_bybit.ipynb #84917589
 @patch
 def _signed(self:Bybit, method:str, path:str, params:dict, now_ns:int)->Request:
-    keys, ts, window = self.signer(), str(now_ns//MS), str(self.recv_window_ms)
+    signer, ts, window = self.signing(), str(now_ns//MS), str(self.recv_window_ms)
+    keys = signer.keys
     body = msgspec.json.encode(params) if method == 'POST' else b''
     query = '' if method == 'POST' else urlencode(params)
-    sign = hmac_hex(keys.secret, f'{ts}{keys.key}{window}{query or body.decode()}')
+    sign = signer.sign(f'{ts}{keys.key}{window}{query or body.decode()}')
     headers = {'X-BAPI-API-KEY': keys.key, 'X-BAPI-TIMESTAMP': ts, 'X-BAPI-RECV-WINDOW': window, 'X-BAPI-SIGN': sign}
     if body: headers['Content-Type'] = 'application/json'
     return Request(method, f'{path}?{query}' if query else path, headers, body)
@@ -286,6 +304,40 @@ def open_orders_cursor(self:Bybit, body:bytes)->str: # '' after the last page
     page = _page.decode(body).result
     return page.nextPageCursor or '' if page.list else ''
 
+# %% ../../nbs/feed/03_bybit.ipynb #8cfd8497
+_OPS = {'/v5/order/create': 'create', 'order.create': 'create', '/v5/order/cancel': 'cancel', 'order.cancel': 'cancel'}
+
+@patch
+def _limit(self:Bybit, path:str)->tuple[str, str]: # limit, key
+    return (_OPS[path], '') if path in _OPS else ('reads', path)
+
+@patch
+def costs(self:Bybit, request:Request)->tuple[Cost, ...]:
+    "What a request takes."
+    path = request.path_with_query.partition('?')[0]
+    if path.startswith('/v5/market/'): return (Cost('requests'),)
+    limit, key = self._limit(path)
+    return Cost('requests'), Cost(limit, 1., key)
+
+@patch
+def order_costs(self:Bybit, instrument:str)->tuple[Cost, ...]: return (Cost('create'),)
+@patch
+def cancel_costs(self:Bybit, instrument:str, age_s:float=0.)->tuple[Cost, ...]: return (Cost('cancel'),)
+
+@patch
+def told(self:Bybit, request:Request|None, headers)->list[Used]:
+    "The venue's own count, from the headers of an answer."
+    try: most, left = float(headers['X-Bapi-Limit']), float(headers['X-Bapi-Limit-Status'])
+    except (KeyError, ValueError): return []
+    limit, key = self._limit(request.path_with_query.partition('?')[0])
+    return [Used(limit, most - left, key, most)]
+
+@patch
+def stopped(self:Bybit, code:str, words:str, headers, now_ns:int)->Stop:
+    "Too many requests from this address are forgiven after ten minutes."
+    if 'HTTP 403' in words and 'too frequent' in words: return Stop('banned', now_ns + 600*NS, words)
+    return Codec.stopped(self, code, words, headers, now_ns)
+
 # %% ../../nbs/feed/03_bybit.ipynb #03e766c2
 _TIF = {'POST_ONLY': 'PostOnly'}
 
@@ -335,9 +387,9 @@ def cancel(self:Bybit, instrument:str, client_id:str, request_id:str, now_ns:int
 # %% ../../nbs/feed/03_bybit.ipynb #6e719a2d
 @patch
 def _auth(self:Bybit, now_ns:int)->bytes:
-    keys, expires = self.signer(), now_ns//MS + self.recv_window_ms
-    sign = hmac_hex(keys.secret, f'GET/realtime{expires}')
-    return msgspec.json.encode({'reqId': 'login', 'req_id': 'login', 'op': 'auth', 'args': [keys.key, expires, sign]})
+    signer, expires = self.signing(), now_ns//MS + self.recv_window_ms
+    sign = signer.sign(f'GET/realtime{expires}')
+    return msgspec.json.encode({'reqId': 'login', 'req_id': 'login', 'op': 'auth', 'args': [signer.keys.key, expires, sign]})
 @patch
 def login(self:Bybit, now_ns:int)->list[bytes]:
     "Frames that open the private socket; send each when the one before is answered."
@@ -353,7 +405,7 @@ class _ExecutionTopic(msgspec.Struct): data:list[_Execution]
 class _WalletTopic(msgspec.Struct): data:list[_Wallet]
 class _Reply(msgspec.Struct):
     op:str = ''; reqId:str = ''; req_id:str = ''; retCode:int|None = None; retMsg:str = ''; ret_msg:str = ''; success:bool|None = None
-    topic:str = ''; data:msgspec.Raw = msgspec.Raw(b'')
+    topic:str = ''; data:msgspec.Raw = msgspec.Raw(b''); header:dict[str, str|int] = {}
 _order_topic, _execution_topic, _wallet_topic, _reply, _placed_data = map(_decoder, (_OrderTopic, _ExecutionTopic, _WalletTopic, _Reply, _Placed))
 
 @patch
@@ -379,9 +431,21 @@ def _answer(self:Bybit, f:_Reply)->list:
     request_id = f.reqId or f.req_id
     asked = self._asked.pop(request_id, None) if f.op.startswith('order.') else None
     words = f.retMsg or f.ret_msg
+    return [*self._counts(f), *self._meant(f, asked, words, request_id)]
+
+@patch
+def _counts(self:Bybit, f:_Reply)->list[Used]:
+    try: most, left = float(f.header['X-Bapi-Limit']), float(f.header['X-Bapi-Limit-Status'])
+    except (KeyError, ValueError): return []
+    return [Used(*self._limit(f.op)[:1], most - left, '', most)] if f.op in _OPS else []
+
+@patch
+def _meant(self:Bybit, f:_Reply, asked, words:str, request_id:str)->list:
+    "What a reply means to whoever asked."
     if f.retCode or f.success is False:
         code = error_code(f.retCode) if f.retCode else 'signature' if f.op == 'auth' else 'other'
         words = f'{f.retCode or ""} {words}'.strip()
+        if f.retCode == 10019: return [Notice('error', words, request_id, code), Notice('shutdown', words)]
         if isinstance(asked, NewOrder): return [refused(asked, code, words, request_id)]
         if asked and code == 'unknown_order':
             return [unknown_order(*asked, words), Notice('other', words, request_id)]

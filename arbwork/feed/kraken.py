@@ -23,7 +23,8 @@ from zlib import crc32
 
 import msgspec
 
-from .codec import Codec, Request, number, plain, refused, step, unknown_order
+from .budget import Cost, Limit
+from .codec import Codec, Request, http_code, number, plain, refused, step, unknown_order
 from .events import LEVELS, Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from ..market import BUY, SELL, DataError, Listing, VenueError
 
@@ -116,6 +117,8 @@ class Kraken(Codec):
     heartbeat_s = 20.
     kinds = {'book': {'channel': 'book', 'depth': LEVELS}, 'quote': {'channel': 'ticker', 'event_trigger': 'bbo'},
              'trade': {'channel': 'trade', 'snapshot': False}}
+    limits = (Limit('trade', 60, 60, 'decay'), Limit('private', 15, 45, 'decay', 0.4), Limit('public', 10, 10), Limit('connections', 150, 600))
+    idle_s, patience_s, time_step_ns, cancels_always = 3., 2., 10**9, True
 
     def __init__(self, listings=None, keys=None):
         super().__init__(listings, keys)
@@ -242,7 +245,7 @@ def _notice(self:Kraken, f:_Other, raw:bytes)->Notice:
     if f.method == 'pong' or f.channel == 'heartbeat': return Notice('pong', '', id)
     if f.channel == 'status':
         system = next((x.system for x in _status.decode(raw).data), '')
-        return Notice('other' if system in ('online', '') else 'shutdown', system)
+        return Notice('status', system, '', '' if system in ('online', '') else 'venue_down')
     if f.success is False or f.error: return Notice('error', f.error, id, error_code(f.error))
     if f.method: return Notice('subscribed' if f.method == 'subscribe' else 'other', f.method, id)
     if f.channel: return Notice('other', f.channel)
@@ -259,9 +262,9 @@ def snapshot_reply(self:Kraken, instrument:str, status:int, body:bytes)->BookUpd
 _MEANING = {
     'clock': ('EAPI:Invalid nonce', 'EService:Deadline elapsed'), 'signature': ('EAPI:Invalid signature',),
     'permission': ('EAPI:Invalid key', 'EGeneral:Permission denied', 'EAccount:Invalid permissions', 'ESession:Invalid session', 'EAuth:',
-                   'EAPI:Feature disabled'),
-    'rate': ('EAPI:Rate limit exceeded', 'EOrder:Rate limit exceeded', 'EGeneral:Too many requests', 'EOrder:Orders limit exceeded',
-             'EService:Throttled'),
+                   'EAPI:Feature disabled', 'EBM:limit exceeded', 'EOrder:Trading agreement required'),
+    'rate': ('EAPI:Rate limit exceeded', 'EOrder:Rate limit exceeded', 'EGeneral:Too many requests', 'EOrder:Orders limit exceeded', 'EService:Throttled',
+             'EAuth:Rate limit exceeded', 'EAuth:Too many requests', 'EOrder:Domain rate limit exceeded', 'EOrder:Scheduled orders limit exceeded'),
     'banned': ('EGeneral:Temporary lockout', 'ETrade:User Locked', 'EAuth:Account temporary disabled'),
     'venue_down': ('EService:Unavailable', 'EService:Busy', 'EService:Market in'),
     'unknown_outcome': ('EGeneral:Internal error', 'EDatabase:Internal error', 'EService:Timeout', 'EGeneral:Unknown error'),
@@ -277,6 +280,7 @@ def error_code(
     text:str, # as Kraken writes it, e.g. EOrder:Insufficient funds
 )->str: # one of `market.ERROR_CODES`
     "What a Kraken error means to us."
+    text = text.replace(': ', ':', 1)
     return next((name for known, name in _CODES if text.startswith(known)), 'other')
 
 # %% ../../nbs/feed/05_kraken.ipynb #9e04c38b
@@ -287,8 +291,7 @@ _head = msgspec.json.Decoder(_Head)
 def _read(self:Kraken, what:str, decoder, status:int, body:bytes):
     "The body as `decoder` knows it, or the `VenueError` that it or HTTP states."
     if status != 200:
-        code = {403: 'permission', 401: 'permission', 429: 'rate'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
-        raise VenueError(f'kraken {what}: HTTP {status} {self.beginning(body)}', code)
+        raise VenueError(f'kraken {what}: HTTP {status} {self.beginning(body)}', 'permission' if status == 403 else http_code(status))
     try:
         errors = [x for x in _head.decode(body).error if not x.startswith('W')] # warnings begin with W
         if errors: raise VenueError(f'kraken {what}: {", ".join(errors)}', error_code(errors[0]))
@@ -315,7 +318,7 @@ def api_sign(
 
 @patch
 def _signed(self:Kraken, name:str, params:dict, now_ns:int)->Request:
-    keys, path = self.signer(), f'/0/private/{name}'
+    keys, path = self.signing().keys, f'/0/private/{name}'
     self._nonce = max(self._nonce + 1, now_ns//1_000)
     body = urlencode({'nonce': self._nonce, **params})
     headers = {'API-Key': keys.key, 'API-Sign': api_sign(keys.secret, path, str(self._nonce), body), 'Content-Type': 'application/x-www-form-urlencoded'}
@@ -558,6 +561,26 @@ def cancel_reply(self:Kraken, status:int, body:bytes, instrument:str='', client_
         if e.code != 'unknown_order': raise
         return unknown_order(instrument, client_id, str(e))
     return OrderUpdate(client_id, '', instrument, 0, 'acked', Decimal(0), Decimal(0), 0) if n else unknown_order(instrument, client_id)
+
+# %% ../../nbs/feed/05_kraken.ipynb #a16d4363
+_CANCEL = (5, 8), (10, 6), (15, 5), (45, 4), (90, 2), (300, 1)
+
+@patch
+def costs(self:Kraken, request:Request)->tuple[Cost, ...]:
+    "What a request takes."
+    path = request.path_with_query.partition('?')[0]
+    if path.startswith('/0/public/'): return (Cost('public'),)
+    name = path.rpartition('/')[2]
+    if name in ('AddOrder', 'CancelOrder'): return ()
+    return (Cost('private', 4 if name in ('TradesHistory', 'Ledgers') else 1),)
+
+@patch
+def order_costs(self:Kraken, instrument:str)->tuple[Cost, ...]: return (Cost('trade', 1., instrument),)
+@patch
+def cancel_costs(self:Kraken, instrument:str, age_s:float=0.)->tuple[Cost, ...]:
+    "The younger the order, the dearer its cancel."
+    units = next((n for younger_than, n in _CANCEL if age_s < younger_than), 0)
+    return (Cost('trade', units, instrument),) if units else ()
 
 # %% ../../nbs/feed/05_kraken.ipynb #ee76482b
 @patch

@@ -18,7 +18,8 @@ from zlib import crc32
 
 import msgspec
 
-from .codec import BAD, Codec, Request, number, plain, refused, step, unknown_order
+from .budget import Cost, Limit
+from .codec import BAD, Codec, Request, http_code, number, plain, refused, step, unknown_order
 from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
 from .levels import with_levels
 from ..market import BUY, SELL, DataError, Listing, VenueError, decimal
@@ -51,6 +52,8 @@ class Okx(Codec):
     heartbeat_s = 20.
     joins_by_rest = True
     kinds = {'book': 'books', 'quote': 'bbo-tbt', 'trade': 'trades'}
+    limits = (Limit('account', 1_000, 2), *(Limit(f'{n} in 2 s', n, 2) for n in (10, 20, 40, 60)), Limit('connections', 3, 1))
+    checked_by = 'seq'
 
     def __init__(self, listings=None, keys=None):
         super().__init__(listings, keys)
@@ -137,6 +140,10 @@ def snapshot_request(self:Okx, instrument:str)->Request|None:
     "The request for a book's snapshot, as deep as the channel."
     return Request('GET', f'/api/v5/market/books?instId={self.symbol(instrument)}&sz=400')
 @patch
+def check_request(self:Okx, instrument:str)->Request|None:
+    "The request for a book to compare with."
+    return Request('GET', f'/api/v5/market/books?instId={self.symbol(instrument)}&sz=50')
+@patch
 def snapshot_reply(self:Okx,
     instrument:str, # `BASE-QUOTE`; the reply does not name it
     status:int,     # HTTP
@@ -150,20 +157,22 @@ def snapshot_reply(self:Okx,
 
 # %% ../../nbs/feed/04_okx.ipynb #002340a3
 _MEANING = {
-    'clock': (50102, 50107, 50112, 50036, 60004, 60006), 'signature': (50106, 50113, 60007),
-    'permission': (50027, 50030, 50101, 50103, 50104, 50105, 50110, 50111, 50114, 50119, 50120, 51155, 59113, 60005, 60009, 60011, 60022, 60024, 60031, 60032),
-    'rate': (50011, 50040, 50061, 60014, 60023), 'banned': (50007, 50009, 50100),
-    'venue_down': (50001, 50005), 'unknown_outcome': (50004, 50013, 50026, 51054, 51149, 63999),
-    'duplicate_id': (51011, 51016), 'unknown_order': (51400, 51401, 51402, 51405, 51410, 51503, 51509, 51510, 51603),
-    'insufficient_funds': (51008, 51119, 51127, 51131, 51502, 51736), 'below_minimum': (51020, 51100, 51118, 51120),
+    'clock': (50102, 50107, 50112, 50036, 50037, 60004, 60006), 'signature': (50106, 50113, 60007),
+    'permission': (50008, 50012, 50027, 50028, 50029, 50030, 50032, 50033, 50035, 50041, 50051, 50052, 50059, 50060, 50075, 50101, 50103, 50104, 50105, 50110, 50111,
+                   50114, 50118, 50119, 50120, 50121, 51009, 51010, 51024, 51037, 51155, 51411, 59113, 60005, 60008, 60009, 60011, 60022, 60024, 60026, 60028,
+                   60031, 60032, 64003),
+    'rate': (50011, 50040, 50061, 51025, 51102, 51103, 51174, 60014, 60023), 'banned': (50007, 50009, 50019, 50022, 50100),
+    'venue_down': (50001, 50005, 50046, 50062, 63999), 'unknown_outcome': (50004, 50013, 50026, 51054, 51149, 51410, 51412, 64007),
+    'duplicate_id': (50042, 50071, 51011, 51016), 'unknown_order': (51063, 51400, 51401, 51402, 51405, 51503, 51509, 51510, 51603),
+    'insufficient_funds': (51008, 51119, 51127, 51131, 51502, 51736), 'below_minimum': (50122, 51007, 51020, 51118, 51120),
     'tick_or_lot': (51121, 51150), 'would_cross': (51511,)}
 _CODES = {str(number): name for name, numbers in _MEANING.items() for number in numbers}
 
 def error_code(
-    code:str, # OKX's number
+    code:str, # OKX's number, perhaps with the number of a particular case behind
 )->str: # one of `market.ERROR_CODES`
     "What an OKX error means to us."
-    return _CODES.get(code, 'other')
+    return _CODES.get(code.partition('_')[0], 'other')
 
 class _Part(msgspec.Struct): sCode:str = '0'; sMsg:str = ''
 class _Head(msgspec.Struct): code:str; msg:str = ''; data:msgspec.Raw = msgspec.Raw(b'')
@@ -181,8 +190,7 @@ def _read(self:Okx, what:str, decoder, status:int, body:bytes):
     try: head = _head.decode(body)
     except BAD as e:
         if status == 200: raise self.fault(what, e, body) from e
-        code = {403: 'rate', 429: 'rate', 401: 'permission'}.get(status, 'unknown_outcome' if status >= 500 else 'other')
-        raise VenueError(f'okx {what}: HTTP {status} {self.beginning(body)}', code) from e
+        raise VenueError(f'okx {what}: HTTP {status} {self.beginning(body)}', http_code(status)) from e
     if head.code != '0':
         code, words = _wrong(head.code, head.msg, head.data)
         raise VenueError(f'okx {what}: error {code} {words}', error_code(code))
@@ -220,7 +228,7 @@ def signature(secret:str, text:str)->str: # base64
 
 @patch
 def _signed(self:Okx, method:str, path:str, params:dict, now_ns:int, dated:bool=False)->Request:
-    keys, ts = self.signer(), iso(now_ns)
+    keys, ts = self.signing().keys, iso(now_ns)
     body = msgspec.json.encode(params) if method == 'POST' else b''
     target = path if body or not params else f'{path}?{urlencode(params)}'
     headers = {'OK-ACCESS-KEY': keys.key, 'OK-ACCESS-PASSPHRASE': keys.passphrase, 'OK-ACCESS-TIMESTAMP': ts,
@@ -453,12 +461,30 @@ def cancel(self:Okx, instrument:str, client_id:str, request_id:str, now_ns:int)-
 @patch
 def login(self:Okx, now_ns:int)->list[bytes]:
     "Frames that open the private socket; send each when the one before is answered."
-    keys, ts = self.signer(), str(now_ns//10**9)
+    keys, ts = self.signing().keys, str(now_ns//10**9)
     who = {'apiKey': keys.key, 'passphrase': keys.passphrase, 'timestamp': ts, 'sign': signature(keys.secret, f'{ts}GET/users/self/verify')}
     channels = {'channel': 'orders', 'instType': 'SPOT'}, {'channel': 'account'}
     return [msgspec.json.encode({'op': op, 'args': [arg]}) for op, arg in (('login', who), *(('subscribe', c) for c in channels))]
 @patch
 def trade_login(self:Okx, now_ns:int)->list[bytes]: return self.login(now_ns)
+
+# %% ../../nbs/feed/04_okx.ipynb #5cb0eec0
+_TWO_S = {'/api/v5/public/time': 10, '/api/v5/public/instruments': 20, '/api/v5/market/books': 40, '/api/v5/account/balance': 10, '/api/v5/trade/order': 60,
+    '/api/v5/trade/cancel-order': 60, '/api/v5/trade/orders-pending': 60, '/api/v5/trade/fills': 60, '/api/v5/trade/fills-history': 10}
+
+def _in_two_s(n:int, key:str)->Cost: return Cost(f'{n} in 2 s', 1., key)
+
+@patch
+def costs(self:Okx, request:Request)->tuple[Cost, ...]:
+    "What a request takes; orders by REST count like those by socket."
+    path = request.path_with_query.partition('?')[0]
+    each = (_in_two_s(_TWO_S.get(path, 10), f'{request.method} {path}'),)
+    return (*each, Cost('account')) if request.method == 'POST' and path == '/api/v5/trade/order' else each
+
+@patch
+def order_costs(self:Okx, instrument:str)->tuple[Cost, ...]: return _in_two_s(60, f'order {instrument}'), Cost('account')
+@patch
+def cancel_costs(self:Okx, instrument:str, age_s:float=0.)->tuple[Cost, ...]: return (_in_two_s(60, f'cancel {instrument}'),)
 
 # %% ../../nbs/feed/04_okx.ipynb #7a9263da
 _orders_data, _accounts_data, _placed_data = map(_decoder, (list[_Order], list[_Account], list[_Placed]))

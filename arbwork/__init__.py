@@ -15,6 +15,7 @@ Modules:
 - `arbwork.feed.binance`: Binance spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.board`: The latest books, where every process can see them and none can see half of one.
 - `arbwork.feed.book`: A book is right, or it says why it may not be believed.
+- `arbwork.feed.budget`: What a venue lets us ask, counted before it is asked, with a part kept back for what cannot wait.
 - `arbwork.feed.bybit`: Bybit v5 spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.ccxt_any`: The books of any venue that ccxt knows, watched over so that a wrong one never looks right.
 - `arbwork.feed.ccxt_link`: The same orders, answers and fills as at a native venue, whatever ccxt makes of them.
@@ -24,6 +25,7 @@ Modules:
 - `arbwork.feed.kraken`: Kraken spot, from bytes to events and from orders to bytes.
 - `arbwork.feed.levels`: From the digits on the wire to an array of prices and quantities, without a Python object for each.
 - `arbwork.feed.okx`: OKX v5 spot, from bytes to events and from orders to bytes.
+- `arbwork.feed.sockets`: Transports that say when they are dead, questions that stay within a venue's budget, and a venue's time as well as it can be known.
 - `arbwork.feed.wire`: Sockets that come back by themselves, books that are never silently wrong, orders whose fate is never guessed.
 - `arbwork.live`: The bot: one process that trades a signed manifest, and can be killed at any moment.
 - `arbwork.market`: The words that everything else is written in: venue, instrument, money, and what can be wrong.

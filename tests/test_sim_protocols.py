@@ -11,12 +11,12 @@ from arbwork.sim.server import VENUES
 
 WORLD = load_scenario('link-2021-08-20', minutes=1, venues=tuple(VENUES))
 PATHS = {'binance': ['/ws/linkusdt@depth', '/stream', '/ws-api/v3'], 'bybit': ['/v5/public/spot', '/v5/private', '/v5/trade'],
-         'okx': ['/ws/v5/public', '/ws/v5/private', '/ws/v5/business'], 'kraken': ['/v2', '/v2', '/v2'], 'coinbase': ['/', '/', '']}
-NAMES = ['id', 'method', 'params', 'op', 'args', 'reqId', 'req_id', 'header', 'symbol', 'side', 'quantity', 'qty', 'price', 'timestamp', 'signature', 'apiKey', 'category', 'limit', 'channel', 'instId', 'sz', 'px', 'req_id', 'token', 'depth', 'order_qty', 'cl_ord_id', 'nonce', 'txid', 'start', 'end', 'ofs', 'count', 'pair', 'type', 'product_ids', 'jwt']
+         'okx': ['/ws/v5/public', '/ws/v5/private', '/ws/v5/business'], 'kraken': ['/v2', '/', '/v2'], 'coinbase': ['/', '/', '']}
+NAMES = ['event', 'pair', 'subscription', 'name', 'id', 'method', 'params', 'op', 'args', 'reqId', 'req_id', 'header', 'symbol', 'side', 'quantity', 'qty', 'price', 'timestamp', 'signature', 'apiKey', 'category', 'limit', 'channel', 'instId', 'sz', 'px', 'req_id', 'token', 'depth', 'order_qty', 'cl_ord_id', 'nonce', 'txid', 'start', 'end', 'ofs', 'count', 'pair', 'type', 'product_ids', 'jwt']
 WORDS = ['SUBSCRIBE', 'LIST_SUBSCRIPTIONS', 'order.place', 'order.create', 'depth', 'exchangeInfo', 'subscribe', 'auth', 'ping', 'LINKUSDT', 'NaN', '1e999', '-1', '', 'key', 'orderbook.50.LINKUSDT', 'book', 'books', 'executions', 'add_order', 'cancel_order', 'login', 'LINK/USDT', 'LINK-USDT', 'level2', 'unsubscribe', 'user']
 LEAF = st.none() | st.booleans() | st.integers(-10**20, 10**20) | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(WORDS) | st.text(max_size=5)
 TREE = st.recursive(LEAF, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(NAMES), x, max_size=4), max_leaves=12)
-REQUEST = st.fixed_dictionaries({}, optional={'id': LEAF, 'method': st.sampled_from(WORDS) | LEAF, 'op': st.sampled_from(WORDS) | LEAF, 'type': st.sampled_from(WORDS), 'channel': st.sampled_from(WORDS) | TREE, 'product_ids': TREE, 'params': TREE, 'args': TREE, 'reqId': LEAF, 'header': TREE})
+REQUEST = st.fixed_dictionaries({}, optional={'id': LEAF, 'method': st.sampled_from(WORDS) | LEAF, 'op': st.sampled_from(WORDS) | LEAF, 'event': st.sampled_from(WORDS), 'pair': TREE, 'subscription': TREE, 'type': st.sampled_from(WORDS), 'channel': st.sampled_from(WORDS) | TREE, 'product_ids': TREE, 'params': TREE, 'args': TREE, 'reqId': LEAF, 'header': TREE})
 
 
 def venue_of(name):

@@ -301,6 +301,8 @@ def account(self:BinanceVenue, p:dict, now_ns:int):
 @patch
 def nothing(self:BinanceVenue, p:dict, now_ns:int): return []
 @patch
+def no_futures(self:BinanceVenue, p:dict, now_ns:int): return {'timezone': 'UTC', 'serverTime': now_ns//MS, 'rateLimits': [], 'exchangeFilters': [], 'assets': [], 'symbols': []}
+@patch
 def commission(self:BinanceVenue, p:dict, now_ns:int):
     rate = {'maker': eight(self.engine.maker), 'taker': eight(self.engine.taker), 'buyer': eight(0), 'seller': eight(0)}
     zero = dict.fromkeys(rate, eight(0))
@@ -317,6 +319,7 @@ BinanceVenue.routes = { # method and path to the method that answers, and whethe
     ('POST', _V3 + 'order/test'): ('test_order', True), ('GET', _V3 + 'order'): ('get_order', True), ('DELETE', _V3 + 'order'): ('cancel_order', True),
     ('GET', _V3 + 'openOrders'): ('get_open_orders', True), ('DELETE', _V3 + 'openOrders'): ('cancel_all', True),
     ('GET', _V3 + 'allOrders'): ('all_orders', True), ('GET', _V3 + 'myTrades'): ('my_trades', True),
+    ('GET', '/fapi/v1/exchangeInfo'): ('no_futures', False), ('GET', '/dapi/v1/exchangeInfo'): ('no_futures', False), # of hosts that ccxt asks as well
     ('GET', _S + 'margin/allPairs'): ('nothing', False), ('GET', _S + 'margin/isolated/allPairs'): ('nothing', False), ('GET', _S + 'capital/config/getall'): ('nothing', True),
 }
 

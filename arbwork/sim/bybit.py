@@ -99,8 +99,8 @@ def time(self:BybitVenue, p:dict, now_ns:int): return {'timeSecond': str(now_ns/
 
 @patch
 def instruments(self:BybitVenue, p:dict, now_ns:int):
+    if isinstance(p.get('category'), str) and p['category'] in ('linear', 'inverse', 'option'): return {'category': p['category'], 'list': [], 'nextPageCursor': ''}
     name = self.instrument_of(p, wanted=False)
-    if p.get('category', 'spot') != 'spot': return {'category': p['category'], 'list': [], 'nextPageCursor': ''}
     return {'category': 'spot', 'nextPageCursor': '', 'list': [
         {'symbol': x.symbol, 'baseCoin': x.base, 'quoteCoin': x.quote, 'innovation': '0', 'status': 'Trading', 'marginTrading': 'none', 'stTag': '0',
          'lotSizeFilter': {'basePrecision': short(x.lot), 'quotePrecision': '0.00000001', 'minOrderQty': short(x.min_qty), 'maxOrderQty': '9000000',

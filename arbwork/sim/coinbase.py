@@ -27,10 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from ..feed.codec import Keys
-from ..feed.events import Fill
 from ..feed.kraken import rfc3339
 from ..market import BUY, SELL, ConfigError
-from .engine import CENT, D_UNIT, UNIT, Engine, Event, Order
+from .engine import CENT, UNIT, Engine, Event, Order
 from .wire import MOST, Refusal, Reply, Session, Venue, short
 
 # %% ../../nbs/sim/06_coinbase.ipynb #768a52c1
@@ -104,25 +103,29 @@ class QuoteFees(Engine):
         super().size_by_cost(o)
         o.budget = whole
 
-    def rest(self, o:Order):
-        super().rest(o)
+    def hold_fee(self, o:Order):
+        "Hold the fee of what a bid still holds."
         if o.side == SELL: return
         quote, fee = self.listings[o.instrument].quote, o.hold*self.dearest
         self.free[quote], self.held[quote], o.hold = self.free[quote] - fee, self.held[quote] + fee, o.hold + fee
 
+    def rest(self, o:Order):
+        super().rest(o)
+        self.hold_fee(o)
+
+    def end(self, o:Order, *args, **more):
+        super().end(o, *args, **more)
+        if o.hold: self.hold_fee(o) # of an execution that is still to be told
+
     def fill(self, o:Order, ticks:int, units:int, maker:bool, now_ns:int)->Event:
-        listing = self.listings[o.instrument]
-        px, qty = ticks*listing.tick, Decimal(units)/D_UNIT
-        fee = (px*qty*(self.maker if maker else self.taker)).quantize(CENT, ROUND_DOWN) # rounded down, so that fees never exceed what is held for them
-        pays, gets = (listing.quote, listing.base) if o.side == BUY else (listing.base, listing.quote)
-        paid, got = (px*qty + fee, qty) if o.side == BUY else (qty, px*qty - fee)
-        self.held[pays], o.hold, self.free[gets] = self.held[pays] - paid, o.hold - paid, self.free[gets] + got
-        o.left, o.filled, o.quote, o.updated_ns = o.left - units, o.filled + qty, o.quote + px*qty, now_ns
-        o.status = 'filled' if not o.left else 'partly_filled'
-        f = Fill(o.client_id, str(o.venue_id), str(self.next_fill), o.instrument, o.side, px, qty, fee, listing.quote, maker, now_ns)
-        self.next_fill += 1
-        o.fills.append(f)
-        self.fills.append(f)
+        if hasattr(self, 'charge'): self.charge(now_ns)
+        rate = self.maker if maker else self.taker
+        e, listing = super().fill(o, ticks, units, maker, now_ns), self.listings[o.instrument]
+        if o.side == SELL: return e # who sells receives quote currency, less its fee
+        fee = (e.fill.px*e.fill.qty*rate).quantize(CENT, ROUND_DOWN) # rounded down, so that fees never exceed what is held for them
+        self.free[listing.base] += e.fill.fee
+        self.held[listing.quote], o.hold = self.held[listing.quote] - fee, o.hold - fee
+        o.fills[-1] = self.fills[-1] = f = msgspec.structs.replace(e.fill, fee=fee, fee_asset=listing.quote)
         return Event('trade', o.copy(), f, now_ns)
 
 # %% ../../nbs/sim/06_coinbase.ipynb #cfa756a0

@@ -15,13 +15,13 @@ from .binance import BinanceVenue
 from .bybit import BybitVenue
 from .coinbase import CoinbaseVenue
 from .engine import Engine, whole
-from .kraken import KrakenVenue
+from .kraken_v1 import KrakenBoth
 from .okx import OkxVenue
 from .scenarios import Scenario
 from .wire import Reply, Session, Venue
 
 # %% ../../nbs/sim/08_inproc.ipynb #d412bce7
-VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, KrakenVenue, OkxVenue, CoinbaseVenue)}
+VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, KrakenBoth, OkxVenue, CoinbaseVenue)}
 
 def keys_of(keys, venue:str)->Keys|None:
     "The keys of one venue, however they were given."

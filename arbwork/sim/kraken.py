@@ -473,7 +473,7 @@ def changed(self:KrakenVenue, topic:str, name:str, depth:int)->list[list]: # bid
     for side, old, new in zip((BUY, SELL), self.views.get(topic, ({}, {})), now):
         last = next(reversed(new)) if len(new) >= depth else None
         gone = [p for p in old if p not in new and (last is None or side*(p - last) > 0)]
-        out.append([_level(p, q, per_px, digits) for p, q in new.items() if old.get(p) != q] + [_level(p, 0, per_px, digits) for p in gone])
+        out.append([_level(p, 0, per_px, digits) for p in gone] + [_level(p, q, per_px, digits) for p, q in new.items() if old.get(p) != q])
     self.views[topic] = now
     return out
 

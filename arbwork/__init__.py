@@ -52,6 +52,7 @@ Modules:
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
 - `arbwork.sim.inproc`: The simulated venues without a socket: a test asks and is answered, at a time that it says.
 - `arbwork.sim.kraken`: REST under `/0` and version 2 of the socket, with checksums, tokens and a nonce, as their clients expect them.
+- `arbwork.sim.kraken_v1`: Version 1 of Kraken's public socket beside version 2, because clients that others wrote still speak it.
 - `arbwork.sim.okx`: The v5 REST API for spot, the public and the private socket, as their clients expect them.
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.

@@ -108,6 +108,8 @@ def sim(
     lead:Annotated[float, typer.Option(help='wall seconds before the first price moves')]=3.0,
     api_key:str='', api_secret:str='', api_passphrase:str='',
     balance:Annotated[list[str]|None, typer.Option(help='ASSET=QTY at each venue, or VENUE:ASSET=QTY; repeat it')]=None,
+    tls:Annotated[tuple[Path, Path], typer.Option(metavar='CERT KEY', help='all venues on one port by host name, over TLS; with --port 443 also on 8443 and 9443')]=(None, None),
+    now:Annotated[bool, typer.Option('--now', help='date the first row now, for clients whose clock is the wall\'s')]=False,
     as_json:AsJson=False,
 ):
     "Serve simulated venues over their real protocols on loopback, until interrupted."
@@ -118,7 +120,7 @@ def sim(
     played = from_hour_on(load_scenario(scenario, seed=seed, venues=cast(names), **(dict(hours=hours) if scenario == 'stress' else {})), from_hour)
     keys = Keys(api_key, api_secret, api_passphrase) if api_key else None
     with open_loop() as run:
-        run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys,
+        run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys, tls=tls if all(tls) else None, start_ns=time.time_ns() + int(lead*speed*NS) if now else None, wall=now,
                   balances=read_balances(names, balance or []),
                   on_ready=lambda ready: show(ready | dict(figures=played.figures, sources=played.sources), as_json, 'simulated venues, until Ctrl-C')))
 

@@ -38,17 +38,21 @@ async def by_ccxt(venue, secret):
     try:
         await ex.load_markets()
         book = await ex.watch_order_book(PAIR)
-        orders = asyncio.ensure_future(ex.watch_orders())
-        await asyncio.sleep(.5)
-        px = float(ex.price_to_precision(PAIR, book['asks'][0][0]*1.003))
+        told, placed = set(), []
+        async def listen():
+            while True: told.update(str(o['id']) for o in await ex.watch_orders())
+        ear = asyncio.ensure_future(listen())
         place = ex.create_order_ws if ex.has['createOrderWs'] else ex.create_order
-        placed = await place(PAIR, 'limit', 'buy', 1, px, {'timeInForce': 'IOC'})
-        async with asyncio.timeout(8):
-            told = await orders
-            while not any(str(o['id']) == str(placed['id']) for o in told): told = await ex.watch_orders() # the first answer may be an empty snapshot
+        async with asyncio.timeout(25):
+            while not told & set(placed): # a stream that is still being opened has not heard the first ones
+                px = float(ex.price_to_precision(PAIR, (await ex.watch_order_book(PAIR))['asks'][0][0]*1.003))
+                placed.append(str((await place(PAIR, 'limit', 'buy', 1, px, {'timeInForce': 'IOC'}))['id']))
+                await asyncio.sleep(1)
+        ear.cancel()
+        await asyncio.gather(ear, return_exceptions=True)
         held = (await ex.fetch_balance())['LINK']['total']
         for _ in range(2): book = await ex.watch_order_book(PAIR)
-        return {'markets': [s for s in ex.symbols if ex.markets[s]['spot']], 'told': len(told), 'held': held, 'crossed': book['bids'][0][0] >= book['asks'][0][0]}
+        return {'markets': [s for s in ex.symbols if ex.markets[s]['spot']], 'bought': held - 2000, 'orders': len(placed), 'crossed': book['bids'][0][0] >= book['asks'][0][0]}
     finally: await ex.close()
 
 
@@ -122,7 +126,7 @@ async def main():
             if venue in feeds: jobs |= {f'arbwork {venue}': lambda: by_arbwork(settings, venue), f'cryptofeed {feeds[venue]}': lambda: by_cryptofeed(feeds[venue])}
             if venue == 'binance': jobs['python-binance'] = by_python_binance
             for name, job in jobs.items():
-                try: out[name] = await asyncio.wait_for(job(), 60)
+                try: out[name] = await asyncio.wait_for(job(), 90)
                 except Exception as e: out[name] = f'{type(e).__name__}: {e}'[:300]
         await asyncio.gather(*(visit(v) for v in (*feeds, 'coinbase')))
     finally:

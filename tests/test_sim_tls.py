@@ -109,7 +109,7 @@ def seen(papers):
     shipped = (ROOT/'settings.ini').read_text()
     (papers/'settings.ini').write_text(re.sub(r'(?m)^venues = .*$', 'venues = binance, bybit, okx, kraken', shipped, count=1))
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'SSL_CERT_FILE': str(papers/'ca.pem'), 'REQUESTS_CA_BUNDLE': str(papers/'ca.pem')}
-    done = subprocess.run([*way, sys.executable, ROOT/'tests'/'named_clients.py', papers], capture_output=True, text=True, env=env, timeout=200)
+    done = subprocess.run([*way, sys.executable, ROOT/'tests'/'named_clients.py', papers], capture_output=True, text=True, env=env, timeout=400)
     assert done.returncode == 0, done.stderr[-3_000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -123,7 +123,7 @@ def test_the_command_says_where_everything_is(seen):
 def test_ccxt_pro_trades_without_any_override(seen, venue):
     got = seen[f'ccxt {venue}']
     assert isinstance(got, dict), got
-    assert got['markets'] == ['LINK/USDT'] and got['told'] and not got['crossed'] and 2000.9 < got['held'] <= 2001
+    assert got['markets'] == ['LINK/USDT'] and not got['crossed'] and .99*got['orders'] < got['bought'] <= got['orders']
 
 
 @pytest.mark.parametrize('venue', ['binance', 'bybit', 'okx', 'kraken'])

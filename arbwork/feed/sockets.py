@@ -29,7 +29,7 @@ class PicoSocket(WSListener):
     "A socket of picows with the contract of one of websockets."
     def __init__(self, max_size:int=2**24):
         self.max_size, self.transport, self.take, self.waiter, self.why = max_size, None, None, None, None
-        self.queue, self.parts, self.pings, self.rcvd, self.sent = deque(), None, deque(), None, None
+        self.queue, self.parts, self.pings, self.rcvd, self.sent, self.theirs = deque(), None, deque(), None, None, False
         self.ended = asyncio.get_running_loop().create_future()
 
     def on_ws_connected(self, transport): self.transport = transport
@@ -50,10 +50,15 @@ class PicoSocket(WSListener):
             try: self.take(raw)
             except BaseException as e: self.fail(e)
 
-    def on_ws_disconnected(self, transport):
+    def on_ws_disconnected(self, transport): self.ending = asyncio.ensure_future(self.over(transport))
+
+    async def over(self, transport):
+        "Say why it ended to whoever reads or waits."
+        try: await transport.wait_disconnected()
+        except WSError as e: self.sent = self.sent or Close(1009 if 'exceeding' in str(e) else 1002, 'too large' if 'exceeding' in str(e) else 'no frame')
         if not self.ended.done():
-            if isinstance(self.why, BaseException): self.ended.set_exception(self.why)
-            else: self.ended.set_exception(websockets.ConnectionClosedError(self.rcvd, self.sent, self.rcvd is not None))
+            order = None if self.rcvd is None or self.sent is None else self.theirs
+            self.ended.set_exception(self.why or websockets.ConnectionClosedError(self.rcvd, self.sent, order))
             self.ended.exception() # it may be that nobody reads any more
         if self.waiter is not None and not self.waiter.done(): self.waiter.set_result(None)
         for pong in self.pings: pong.cancel()
@@ -84,8 +89,9 @@ def heard_pong(self:PicoSocket):
 @patch
 def heard_close(self:PicoSocket, transport, frame):
     self.rcvd = Close(int(frame.get_close_code() or 1005), frame.get_close_reason() or '')
-    transport.send_close(frame.get_close_code())
-    self.sent = self.rcvd
+    if self.sent is None: # otherwise it answers ours
+        transport.send_close(frame.get_close_code())
+        self.sent, self.theirs = self.rcvd, True
     transport.disconnect()
 
 @patch

@@ -1102,6 +1102,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'arbwork/feed/sockets.py'),
                                       'arbwork.feed.sockets.PicoSocket.on_ws_frame': ( 'feed/sockets.html#picosocket.on_ws_frame',
                                                                                        'arbwork/feed/sockets.py'),
+                                      'arbwork.feed.sockets.PicoSocket.over': ( 'feed/sockets.html#picosocket.over',
+                                                                                'arbwork/feed/sockets.py'),
                                       'arbwork.feed.sockets.PicoSocket.ping': ( 'feed/sockets.html#picosocket.ping',
                                                                                 'arbwork/feed/sockets.py'),
                                       'arbwork.feed.sockets.PicoSocket.recv': ( 'feed/sockets.html#picosocket.recv',

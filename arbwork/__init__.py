@@ -50,6 +50,7 @@ Modules:
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
 - `arbwork.sim.coinbase`: The Advanced Trade REST API with its signed tokens, and the one socket whose frames are numbered, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
+- `arbwork.sim.history`: What a simulated venue says of its past, page by page, as its clients ask for it.
 - `arbwork.sim.inproc`: The simulated venues without a socket: a test asks and is answered, at a time that it says.
 - `arbwork.sim.kraken`: REST under `/0` and version 2 of the socket, with checksums, tokens and a nonce, as their clients expect them.
 - `arbwork.sim.kraken_v1`: Version 1 of Kraken's public socket beside version 2, because clients that others wrote still speak it.
@@ -57,6 +58,7 @@ Modules:
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.
 - `arbwork.sim.wire`: What all simulated venues share between the engine and the sockets: who listens to what, who may do what, and what is made to go wrong.
+- `arbwork.store.backfill`: What a venue still remembers, page by page, and what it does not.
 - `arbwork.store.bars`: Candles as venues publish them, each once, and what they cannot say.
 - `arbwork.store.collect`: A worker a venue hears it; a recorder writes it down; nothing is lost between them.
 - `arbwork.store.examine`: What can be wrong with a recording that somebody else made, each by its name.

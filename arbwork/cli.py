@@ -8,10 +8,10 @@ are wrong, 3 the data may not be believed, 4 a venue said no, 130 interrupted.""
 # %% auto #0
 __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'token', 'vault', 'above', 'show', 'main', 'market_clock', 'sim',
            'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'working', 'show_imports', 'import_',
-           'execute_notebook', 'parameter_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html',
-           'api', 'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init',
-           'vault_put', 'vault_list', 'vault_remove', 'check_versions', 'check_disk', 'check_port', 'check_clock',
-           'doctor', 'demo', 'compile_kernels', 'version']
+           'backfill', 'execute_notebook', 'parameter_values', 'research', 'promote', 'live', 'parity', 'report',
+           'write_html', 'api', 'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke',
+           'vault_init', 'vault_put', 'vault_list', 'vault_remove', 'check_versions', 'check_disk', 'check_port',
+           'check_clock', 'doctor', 'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -293,6 +293,35 @@ def import_(
     finally: ticks.close()
     show_imports(reports, as_json)
     if any(r.status == 'refused' for r in reports): raise typer.Exit(3)
+
+# %% ../nbs/91_cli.ipynb #bd2f4d4d
+@app.command()
+def backfill(
+    venue:Annotated[str, typer.Argument(help='as ccxt calls it, e.g. binance')],
+    instrument:Annotated[str, typer.Argument(help='BASE-QUOTE, e.g. LINK-USDT')],
+    start:Annotated[str, typer.Option('--from', help='an instant, UTC, e.g. 2021-08-20')],
+    to:Annotated[str|None, typer.Option('--to', help='excluded; otherwise now')]=None,
+    kind:Annotated[str, typer.Option(help='candles or trades')]='candles',
+    timeframe:Annotated[str, typer.Option(help='of candles')]='1m',
+    settings:SettingsFile=None, as_json:AsJson=False,
+):
+    "Fetch bars or trades of the past by REST, from any venue of ccxt; what is there already is not asked for."
+    import msgspec
+
+    from arbwork.store.backfill import backfill as fetch
+    from arbwork.store.ticks import Ticks
+    s = load_settings(settings)
+    start_ns, end_ns = parse_ns(start), parse_ns(to) if to else time.time_ns()
+    if end_ns <= start_ns: raise ConfigError(f'--to: found {utc(end_ns)}, wanted later than --from, {utc(start_ns)}')
+    ticks = Ticks(s.ticks)
+    try:
+        with working(f'{kind} of {venue} {instrument}') as at:
+            done = fetch(ticks, venue, instrument, start_ns, end_ns, kind, timeframe, s.venues[venue].rest if venue in s.venues else '',
+                         lambda share, rows: at(f'{kind} of {venue} {instrument}', share, rows))
+    finally: ticks.close()
+    if as_json: return print(json.dumps(msgspec.to_builtins(done)))
+    said = {'from': utc(done.from_ns), 'to': utc(done.to_ns), 'requests': done.asked, 'rows': f'{done.rows:,}, {done.written:,} written, {done.there:,} there already, {done.left_out + done.differing:,} left out'}
+    show(said | {f.severity: str(f) for f in done.findings}, False, f'{kind} of {venue} {instrument} {done.timeframe}'.rstrip())
 
 # %% ../nbs/91_cli.ipynb #48457793
 def execute_notebook(

@@ -75,7 +75,7 @@ BinanceVenue.routes |= {('GET', '/api/v3/klines'): ('klines', False), ('GET', '/
 _BYBIT = {'1': 60, '3': 180, '5': 300, '15': 900, '30': 1_800, '60': 3_600, '120': 7_200, '240': 14_400, '360': 21_600, '720': 43_200, 'D': 86_400}
 
 @patch
-def klines(self:BybitVenue, p:dict, now_ns:int):
+def bybit_klines(self:BybitVenue, p:dict, now_ns:int):
     name, every = self.instrument_of(p), _BYBIT.get(str(p.get('interval')))
     if every is None: raise Refusal(10001, 'Invalid period!', 200)
     start, end, limit, named = _within(p, 1_000, 200)
@@ -83,7 +83,7 @@ def klines(self:BybitVenue, p:dict, now_ns:int):
     found = (found[:limit] if named else found[-limit:])[::-1]
     return {'category': 'spot', 'symbol': self.engine.listings[name].symbol, 'list': [[str(t//MS), *(f'{x:.10g}' for x in (o, h, l, c, v, v*c))] for t, o, h, l, c, v in found]}
 
-BybitVenue.routes |= {('GET', '/v5/market/kline'): ('klines', False)}
+BybitVenue.routes |= {('GET', '/v5/market/kline'): ('bybit_klines', False)}
 
 @patch
 def ohlc(self:KrakenVenue, p:dict, now_ns:int):

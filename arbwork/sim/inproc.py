@@ -15,6 +15,7 @@ from .binance import BinanceVenue
 from .bybit import BybitVenue
 from .coinbase import CoinbaseVenue
 from .engine import Engine, whole
+from .history import older # the venues' pages of the past come with it
 from .kraken_v1 import KrakenBoth
 from .okx import OkxVenue
 from .scenarios import Scenario

@@ -13,6 +13,7 @@ __all__ = ['MS', 'TRIES', 'LONGEST_S', 'HOUR', 'joined', 'missing', 'moved', 'op
 # %% ../../nbs/store/08_backfill.ipynb #6bdcced5
 import re
 import time
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -161,7 +162,7 @@ def candle_pages(
     "Bars of a stretch, page by page."
     every, limit, at = timeframe_ns(timeframe), page_limit(ex, 'fetchOHLCV', 500), start_ns
     while at < end_ns:
-        page = bars_of(ask(lambda: ex.fetch_ohlcv(symbol, timeframe, at//MS, limit))) # noqa: B023: called at once
+        page = bars_of(ask(partial(ex.fetch_ohlcv, symbol, timeframe, at//MS, limit)))
         ahead = page[page['ts_ns'] >= at]
         rows = ahead[ahead['ts_ns'] < end_ns]
         if len(rows): at = int(rows['ts_ns'][-1]) + every
@@ -190,7 +191,7 @@ def trade_pages(
     limit, at, last = 1_000, start_ns, set()
     while at < end_ns:
         more = {'since': str(at - 1)} if ex.id == 'kraken' else {} # in nanoseconds, where ccxt says seconds
-        page = trades_of(ask(lambda: ex.fetch_trades(symbol, at//MS, limit, more))) # noqa: B023: called at once
+        page = trades_of(ask(partial(ex.fetch_trades, symbol, at//MS, limit, more)))
         ahead = page[page['ts_recv_ns'] >= at]
         rows = ahead[(ahead['ts_recv_ns'] < end_ns) & ~np.isin(ahead['id'], list(last))]
         if len(rows):

@@ -179,6 +179,13 @@ def test_cryptofeeds_checksum_of_okx_is_dead_as_it_is_at_the_venue(backstage, ca
     assert got[L2_BOOK] == []
 
 
+def test_cryptofeed_has_no_book_of_okx_without_the_first_snapshot_that_is_being_taken_away(backstage, caplog, monkeypatch):
+    monkeypatch.setattr(backstage.door('okx').venue, 'first_snapshot', False)
+    async def enough(got): return "KeyError: 'LINK-USDT'" in caplog.text
+    got, _ = asyncio.run(follow(backstage, there(backstage, OKX), (L2_BOOK,), enough))
+    assert got[L2_BOOK] == []
+
+
 def test_cryptofeeds_listen_key_of_binance_is_dead_as_it_is_at_the_venue(backstage):
     "The spot listenKey ended on 20 February 2026."
     config = {'binance': {'key_id': KEYS.key, 'key_secret': KEYS.secret}}

@@ -9,7 +9,7 @@ ask for a sync nor see how the server is configured, and so `durable` and `sync`
 
 # %% auto #0
 __all__ = ['SWITCH', 'RETRY_S', 'ANSWER_S', 'REMEMBER', 'PART', 'PART_BYTES', 'PAGE', 'MARGIN', 'TAKEN', 'AWAY', 'ONCE', 'word',
-           'Kept', 'fit', 'NatsJournal', 'entry_of']
+           'Kept', 'fit', 'NatsJournal', 'Lent', 'entry_of']
 
 # %% ../../nbs/store/05_journal_nats.ipynb #a3fdb534
 import asyncio
@@ -268,6 +268,7 @@ async def _keep_all(self:NatsJournal, items:list):
             x.ticket.offset = x.ts_ns
         elif x.op == PRUNE: x.ticket.offset = await self._until_answered('writer', lambda link, x=x: self._purge(link, x.stream, x.ts_ns))
     if part: await self._part(part)
+    for name, mark in list(self._fences.items()): await self._until_answered('writer', lambda link, name=name, mark=mark: self._lent(link, name, mark))
 
 @patch
 def _keep(self:NatsJournal, items:list, durable:bool):
@@ -300,6 +301,63 @@ def append_rows(self:NatsJournal,
     if arr.nbytes <= MERGED_BYTES: return QueuedJournal.append_rows(self, stream, kind, arr, ts_ns)
     n = max(1, MERGED_BYTES//arr.dtype.itemsize)
     for i in range(0, len(arr), n): QueuedJournal.append_rows(self, stream, kind, arr[i:i + n], ts_ns)
+
+# %% ../../nbs/store/05_journal_nats.ipynb #1c1a5666
+class Lent(msgspec.Struct):
+    "A lease as its last message tells it."
+    who:str = ''
+    machine:str = ''
+    mark:str = ''    # of this grant, whatever renews it
+    ttl_s:float = 0. # 0: given back
+
+@patch
+async def _lease_at(self:NatsJournal, link:_Link, name:str)->tuple[Lent, int, object]: # the last word, its number, when
+    try: found = await link.js.get_msg(self._state, subject=f'{self._state}.lease.{word(name)}')
+    except NotFoundError: return Lent(), 0, None
+    return msgspec.json.decode(found.data, type=Lent), found.seq, found.time
+
+@patch
+async def _say_lent(self:NatsJournal, link:_Link, name:str, lent:Lent, after:int)->bool: # False: somebody was quicker
+    try: await link.js.publish(f'{self._state}.lease.{word(name)}', msgspec.json.encode(lent), headers={ONCE: str(after)})
+    except APIError as e:
+        if e.err_code != TAKEN: raise
+        return False
+    return True
+
+@patch
+async def _age_s(self:NatsJournal, link:_Link, when)->float:
+    "How old a message is by the server's clock."
+    await link.js.publish(f'{self._state}.now', b'')
+    return ((await link.js.get_msg(self._state, subject=f'{self._state}.now')).time - when).total_seconds()
+
+@patch
+async def _borrow(self:NatsJournal, link:_Link, name:str, wanted:Lent)->tuple:
+    while True:
+        lent, at, when = await self._lease_at(link, name)
+        if lent.mark == wanted.mark: return wanted.mark, '', 0. # the answer was lost, the grant was not
+        left = lent.ttl_s - await self._age_s(link, when) if lent.ttl_s else 0.
+        if left > 0 and not (wanted.machine and lent.machine == wanted.machine): return '', lent.who, left
+        if await self._say_lent(link, name, wanted, at): return wanted.mark, '', 0.
+
+@patch
+async def _renew(self:NatsJournal, link:_Link, name:str, mark:str, ttl_s:float)->bool:
+    lent, at, _ = await self._lease_at(link, name)
+    if lent.mark != mark: return False
+    return await self._say_lent(link, name, msgspec.structs.replace(lent, ttl_s=ttl_s), at) or await self._renew(link, name, mark, ttl_s)
+
+@patch
+async def _lent(self:NatsJournal, link:_Link, name:str, mark:str):
+    if (await self._lease_at(link, name))[0].mark != mark: raise DataError(f'{self.where}: {name} belongs to somebody else by now')
+
+# %% ../../nbs/store/05_journal_nats.ipynb #89ffff10
+@patch
+def _lend(self:NatsJournal, name:str, who:str, machine:str, ttl_s:float):
+    wanted = Lent(who, machine, os.urandom(8).hex(), ttl_s)
+    return self._run(self._until_answered('lender', lambda link: self._borrow(link, name, wanted)))
+@patch
+def _prolong(self:NatsJournal, name:str, mark, ttl_s:float)->bool: return self._run(self._until_answered('lender', lambda link: self._renew(link, name, mark, ttl_s)))
+@patch
+def _give_back(self:NatsJournal, name:str, mark): self._prolong(name, mark, 0.)
 
 # %% ../../nbs/store/05_journal_nats.ipynb #74b10289
 def entry_of(

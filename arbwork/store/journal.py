@@ -585,10 +585,12 @@ def position(self:SqliteJournal, consumer:str, stream:str)->int: # offset, 0 at 
 
 # %% ../../nbs/store/00_journal.ipynb #b1737fef
 @patch
-def lease(self:SqliteJournal, name:str, ttl_s:float=LEASE_S, claim:Claim|None=None)->Lease:
+def file_lease(self:SqliteJournal, name:str, ttl_s:float=LEASE_S, claim:Claim|None=None)->Lease:
     "The sole right to something on this machine, which is all that can share a file."
     lock = Claim(f'{self.path}.{quote(name, safe="")}.lease', f'{name} in {self.where}')
     return Lease(lock.what, ttl_s, steady_s(), end=lock.release)
+
+SqliteJournal.lease = SqliteJournal.file_lease
 
 # %% ../../nbs/store/00_journal.ipynb #48cae62c
 def without_secret(

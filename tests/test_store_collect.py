@@ -132,7 +132,9 @@ def test_gaps_and_repetitions_are_counted_told_and_mended(tmp_path):
     assert (report['gaps'], report['duplicates'], report['resyncs'] >= 1) == (1, 3, True)
     ticks = Ticks(settings.ticks)
     told = ticks.quality('bybit')
-    assert told['kind'].tolist() == ['gap'] and told['instrument'][0] == 'LINK-USDT' and '150' in told['detail'][0]
+    assert sorted(told['kind']) == ['gap', 'restart', 'resync', 'stop']
+    gap, resync = (told[told['kind'] == kind].iloc[0] for kind in ('gap', 'resync'))
+    assert gap['instrument'] == resync['instrument'] == 'LINK-USDT' and '150' in gap['detail'] and 0 < resync['until_ns'] - resync['ts_ns'] < 5*10**9
     rows = ticks.rows('bybit', 'LINK-USDT')
     assert (rows['state'] != VALID).sum() == 1 and rows['state'][-1] == VALID
     ticks.close()
@@ -147,7 +149,7 @@ def test_a_venue_that_is_not_there_leaves_the_other_alone(tmp_path):
     assert report['venues']['bybit']['rows'] == report['stored'] == 300
     assert '127.0.0.1:1' in report['venues']['binance']['failed']
     ticks = Ticks(settings.ticks)
-    assert set(ticks.quality('binance')['kind']) == {'worker'}
+    assert set(ticks.quality('binance')['kind']) == {'restart', 'worker', 'stop'}
     ticks.close()
 
 

@@ -83,10 +83,10 @@ def test_crash_between_two_instruments_of_one_batch(tmp_path):
     class Crash(Exception): pass
     class Dying(Ticks):
         left = 1
-        def write_rows(self, *args):
+        def write(self, *args):
             if not self.left: raise Crash
             self.left -= 1
-            return super().write_rows(*args)
+            return super().write(*args)
     journal, names = open_journal(f'sqlite:///{tmp_path}/j.db'), ['BTC-USDT', 'LINK-USDT', 'ETH-USDT']
     append_slots(journal, 'binance', {x: i for i, x in enumerate(names)}, T0)
     rows = np.concatenate([books(500, slot=i, seed=i) for i in range(3)])

@@ -231,6 +231,12 @@ def _verified(self:Book, u:BookUpdate)->bool:
     self.drop(f'gap at seq {u.last_seq}, found checksum {found}, wanted {u.checksum}')
     return False
 
+# %% ../../nbs/feed/01_book.ipynb #4143b698
+@patch(as_prop=True)
+def edges(self:Book)->tuple[float, float]: # of bids and asks; 0: all levels are known
+    "The prices beyond which levels are not known."
+    return tuple(0. if key == -INF else sign*key for sign, key in zip((1, -1), self._state[EDGES:].tolist()))
+
 # %% ../../nbs/feed/01_book.ipynb #b3d72e6c
 @patch
 def packed(self:Book,

@@ -8,7 +8,7 @@ its own; it knows nothing of the tick store."""
 
 # %% auto #0
 __all__ = ['PROBLEM_STREAM', 'RING', 'DRAIN_S', 'OFF', 'JUMP_S', 'COUNTS', 'SLOTS_S', 'WATCH_S', 'STEP_NS', 'LOOKS', 'stream',
-           'append_slots', 'append_problem', 'Tap', 'edges_of', 'Worker', 'clock_from', 'clock_text', 'hear', 'main']
+           'append_slots', 'append_problem', 'Tap', 'Worker', 'clock_from', 'clock_text', 'hear', 'main']
 
 # %% ../../nbs/store/02_worker.ipynb #04bcc00b
 import argparse
@@ -28,7 +28,8 @@ from ..clock import NS, ScaledClock, WallClock
 from ..feed.board import BoardPart
 from ..feed.book import Book
 from ..feed.events import BOOK, INVALID, EMPTY, VALID, BookUpdate, Quote
-from ..feed.wire import CODECS, Addresses, MarketFeed, backoff_s, fetch_listings
+from ..feed.connect import market_feed, venue_listings
+from ..feed.wire import backoff_s
 from ..market import ArbworkError, ConfigError, DataError
 from ..settings import Recording, load_settings
 from .journal import Journal, open_journal
@@ -85,7 +86,7 @@ class Tap:
         slot = self.slots.get(e.instrument)
         if slot is None: return
         ring = self.ring['quotes' if type(e) is Quote else 'trades']
-        ring.append((self.feed.heard_ns or self.now_ns(), slot, e))
+        ring.append((getattr(self.feed, 'heard_ns', 0) or self.now_ns(), slot, e))
         if len(ring) >= RING: self.drain()
 
 # %% ../../nbs/store/02_worker.ipynb #8bfca723
@@ -98,16 +99,9 @@ def depth(self:Tap, what:tuple[Book, BookUpdate|None, int]):
         if self.due.pop(slot, None): ring.append((now_ns, slot, LOST, book.ts_venue_ns, book.seq, (), ()))
     elif u is None or u.snapshot or now_ns >= self.due.get(slot, 0):
         self.due[slot] = now_ns + self.snapshot_ns
-        ring.append(whole_bodies(now_ns, slot, book.ts_venue_ns, book.seq, book.bids, book.asks, edges_of(book), book.depth))
+        ring.append(whole_bodies(now_ns, slot, book.ts_venue_ns, book.seq, book.bids, book.asks, book.edges, book.depth))
     else: ring.append((now_ns, slot, 0, u.ts_venue_ns, u.last_seq, u.bids, u.asks))
     if len(ring) >= RING: self.drain()
-
-def edges_of(
-    book:Book,
-)->tuple[float, float]: # of bids and asks; 0: nothing is left out
-    "The prices beyond which a book does not know all levels."
-    if hasattr(book, '_state'): return tuple(0. if key == -np.inf else sign*float(key) for sign, key in zip((1, -1), book._state[-2:]))
-    return tuple(0. if side.edge is None else side.sign*side.edge for side in (book._bids, book._asks))
 
 # %% ../../nbs/store/02_worker.ipynb #392df2ce
 @patch
@@ -200,13 +194,12 @@ class Worker:
 @patch
 async def _listen(self:Worker):
     "Hear the venue until something goes wrong."
-    if self.venue.name not in CODECS: raise ConfigError(f'venue {self.venue.name}: unknown, wanted one of {", ".join(CODECS)}')
-    addresses, tables = Addresses.of(self.venue), self.recording.tables
-    listings = await fetch_listings(CODECS[self.venue.name](None, None), addresses, list(self.slots))
+    tables = self.recording.tables
+    listings = await venue_listings(self.venue, list(self.slots))
     for x in listings.values():
         self.journal.append(stream('books', self.venue.name), 'listing', msgspec.msgpack.encode(x), ts_ns=self.clock.now_ns())
     events = [kind for kind, name in (('quote', 'quotes'), ('trade', 'trades')) if name in tables]
-    feed = MarketFeed(CODECS[self.venue.name](listings, None), addresses, self.slots, self.clock, self.tap.row, self.tap.event if events else None, self.problem, self.rng)
+    feed = market_feed(self.venue, listings, self.slots, self.clock, self.tap.row, self.tap.event if events else None, self.problem, self.rng)
     feed.kinds = ('book', *events)
     if 'depth' in tables: feed.on_depth = self.tap.depth
     self.tap.feed, self.error = feed, None

@@ -470,6 +470,7 @@ async def collect(
     stop_event=None,     # anything with `is_set()`
     rng:random.Random|None=None,
     workers:str='task',  # or 'process': one of its own for each venue
+    lasting_ns:int|None=None, # market time from the moment at which the workers begin
 )->dict: # rows, stored, gaps, duplicates, resyncs, reconnects, problems, seconds, now_ns, and the same by venue
     "Record every venue of the settings until told to stop; everything heard is in the tick store afterwards."
     held, began, fatal, stopping = _Open(settings), time.monotonic(), [], asyncio.Event()
@@ -478,6 +479,7 @@ async def collect(
         recorder = await asyncio.to_thread(Recorder, held.journal, held.ticks, streams, recording=settings.recording, sessions=True)
         hired = _hire(held, settings, clock, rng or random.Random(settings.seed), fatal.append, workers)
         await asyncio.to_thread(begin, held, settings, clock.now_ns())
+        if lasting_ns: until_ns = clock.now_ns() + lasting_ns
         tasks = [asyncio.create_task(w.run(), name=w.venue.name) for w in hired]
         recording = asyncio.create_task(_recording(recorder, stopping))
         report = lambda: _report(hired, recorder, began, clock.now_ns())

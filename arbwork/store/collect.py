@@ -12,6 +12,7 @@ __all__ = ['BATCH_ROWS', 'QUALITY', 'BY_STREAM', 'SEEN', 'LOOK_S', 'REST_S', 'CA
 
 # %% ../../nbs/store/03_collect.ipynb #54bd9778
 import asyncio
+import importlib
 import json
 import os
 import random
@@ -159,8 +160,7 @@ def _new(self:Recorder, name:str, venue:str, instrument:str, rows:np.ndarray, by
     key = name, venue, instrument
     ids = np.ascontiguousarray(rows[by]).view(np.dtype((np.void, rows.dtype[by].itemsize))).ravel()
     if key not in self._seen:
-        there = (venue, instrument) in self.ticks.symbols(name)
-        old = from_frame(self.ticks.latest(name, venue, instrument, SEEN), rows.dtype)[by] if there else rows[by][:0]
+        old = from_frame(self.ticks.latest(name, venue, instrument, SEEN), rows.dtype)[by] if self.ticks.holds(name, venue, instrument) else rows[by][:0]
         self._seen[key] = dict.fromkeys(x.tobytes() for x in old)
     seen, new = self._seen[key], np.zeros(len(rows), bool)
     for i, x in enumerate(ids.tolist()):
@@ -427,8 +427,7 @@ def begin(
     for venue, slots in held.slots.items():
         for of in settings.recording.tables: append_slots(held.journal, venue, slots, now_ns, of)
         append_problem(held.journal, Problem(now_ns, venue, '', 'restart', f'{venue}: recording begins'))
-        there = set(held.ticks.symbols())
-        last_ns = max((held.ticks.span(venue, x)[1] for x in slots if (venue, x) in there), default=0)
+        last_ns = max((held.ticks.span(venue, x)[1] for x in slots if held.ticks.holds('books', venue, x)), default=0)
         if last_ns > now_ns:
             append_problem(held.journal, Problem(now_ns, venue, '', 'clock', f'{venue}: the clock shows {utc(now_ns)}, and rows up to {utc(last_ns)} are stored: it was set back', last_ns))
 
@@ -478,6 +477,7 @@ async def collect(
         streams = [stream(of, v) for v in settings.venues for of in settings.recording.tables] + [QUALITY]
         recorder = await asyncio.to_thread(Recorder, held.journal, held.ticks, streams, recording=settings.recording, sessions=True)
         hired = _hire(held, settings, clock, rng or random.Random(settings.seed), fatal.append, workers)
+        await asyncio.to_thread(importlib.import_module, 'aiohttp') # seconds on a busy machine, before the time begins to count
         await asyncio.to_thread(begin, held, settings, clock.now_ns())
         if lasting_ns: until_ns = clock.now_ns() + lasting_ns
         tasks = [asyncio.create_task(w.run(), name=w.venue.name) for w in hired]

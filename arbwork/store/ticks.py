@@ -243,6 +243,11 @@ def span(self:Ticks, venue:str, instrument:str, of:str='books', as_of:str|int|No
     return about.date_range[0].value, about.date_range[1].value, about.row_count
 
 @patch
+def holds(self:Ticks, of:str, venue:str, instrument:str, as_of:str|int|None=None)->bool:
+    "Whether a table has rows of an instrument."
+    return self.library.has_symbol(f'{table(of).room}/{venue}/{instrument}', as_of=as_of)
+
+@patch
 def contents(self:Ticks)->pd.DataFrame: # table, venue, instrument, rows, first, last
     "Everything that is kept, a line a symbol."
     lines = [(name, *pair, *self.span(*pair, name)) for name, t in TABLES.items() if name != 'quality' for pair in self.symbols(name)]

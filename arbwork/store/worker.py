@@ -213,6 +213,7 @@ async def run(self:Worker):
     try:
         while True:
             began = time.monotonic()
+            if self.tap.last_ns: self.problem('restart', f'{self.venue.name}: heard again by a new feed')
             try: await self._listen()
             except ConfigError as e:
                 self.error = e
@@ -303,6 +304,7 @@ def clock_text(clock)->str:
     if type(clock) is ScaledClock: return json.dumps(dict(start_ns=clock.start_ns, speed=clock.speed, anchor_ns=clock.anchor_ns))
     raise ConfigError(f'clock: found {type(clock).__name__}, wanted one that other processes have too')
 
+# %% ../../nbs/store/02_worker.ipynb #6df7dfd3
 async def hear(args)->int: # the exit code
     "One worker in this process."
     settings, clock = load_settings(args.settings), clock_from(args.clock)

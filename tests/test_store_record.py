@@ -380,7 +380,7 @@ def test_slots_of_a_board_are_shared_out_and_guarded(tmp_path):
 
 def test_a_worker_s_process_that_is_killed_is_started_again_and_disturbs_nobody(tmp_path):
     async def run():
-        async with Venue(10**6, pause_s=0.002) as bybit, Venue(10**6, pause_s=0.002) as other:
+        async with Venue(10**6, pause_s=0.002) as bybit:
             settings = settings_for(tmp_path, {'bybit': bybit.port, 'okx': 1})
             stop, reports, killed = asyncio.Event(), [], []
             def watch(report):

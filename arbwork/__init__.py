@@ -69,7 +69,9 @@ Modules:
 - `arbwork.store.journal_redis`: The same journal for several machines, in the Redis that is already there.
 - `arbwork.store.quality`: Which rows may be believed, and how much of a recording may not.
 - `arbwork.store.tables`: What is kept of a market, and of what we did in it, column by column.
+- `arbwork.store.tape`: What was recorded, in a notebook: a table, the board, the whole book of an instant, a stretch played back, and where none of it can be trusted.
 - `arbwork.store.ticks`: Every book that was heard, once, in order, and as it was on the day it was studied.
+- `arbwork.store.worker`: One venue, heard by one worker: every event is on the board and in the ring before the next frame is read.
 - `arbwork.trade.core`: One reducer: everything it is given is in the journal, so everything it did can be done again.
 - `arbwork.trade.ledger`: Every fill booked twice over, once for ever, to the last digit.
 - `arbwork.trade.order`: Two tables say everything that can happen to an order and to the trade it belongs to.

@@ -266,7 +266,7 @@ class Problem(msgspec.Struct, frozen=True):
     until_ns:int = 0 # when it was over; 0: an instant, or its end is not known
 
 PROBLEMS = ('other', 'gap', 'crossed', 'data', 'frame', 'snapshot', 'lost', 'silent', 'shutdown', 'error', 'worker',
-            'walked', 'checksum', 'resync', 'stale', 'clock', 'restart', 'stop', 'store')
+            'walked', 'checksum', 'resync', 'stale', 'clock', 'restart', 'stop', 'store', 'check', 'status')
 TEXT_WORDS = 32 # whole numbers that carry a sentence
 QUALITY = np.dtype([('ts_recv_ns', 'i8'), ('until_ns', 'i8'), ('kind', 'i8'), ('text', 'i8', (TEXT_WORDS,))])
 

@@ -29,7 +29,7 @@ from ..feed.board import BoardReader
 from ..feed.events import BOOK, INVALID, LEVELS, STATE_NAMES, VALID
 from ..market import ERROR_CODES, DataError
 from ..settings import Settings, load_settings
-from .quality import CAUSES, DAY_NS, days, doubts, windows
+from .quality import CAUSES, DAY_NS, bounded, days, doubts, windows
 from .tables import FIRST, HEAD, LOST, STEPS, TABLES, TIFS, WHOLE, WHYS, Problem, rebuilt, table, words_text
 from .ticks import Ticks, from_frame, utc_index
 
@@ -96,7 +96,7 @@ def believable(
     if not len(frame) or of in ('orders', 'fills'): return good
     ts = frame.index.asi8
     for p in problems_of(store, venue, instrument, max(1, int(ts[0]) - 31*DAY_NS), int(ts[-1]) + 1, as_of):
-        if p.kind == 'clock' and p.until_ns >= ts[0]: good &= (ts < p.ts_ns) | (ts > p.until_ns)
+        if bounded(p) and p.until_ns >= ts[0]: good &= (ts < p.ts_ns) | (ts > p.until_ns)
     return good
 
 # %% ../../nbs/store/08_tape.ipynb #388af052

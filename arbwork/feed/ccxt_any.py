@@ -8,9 +8,9 @@ on receipt, what it passes over in silence becomes an error, and every minute a 
 # %% auto #0
 __all__ = ['PREFIX', 'PATHS', 'CODES', 'WORDS', 'OPEN', 'VAGUE', 'COMMON', 'OPTIONS', 'KEEP_ALIVE_MS', 'MICROSECONDS',
            'TICK_SIZE', 'SIGNIFICANT_DIGITS', 'KINDS', 'CONNECTION', 'GAPS', 'ROUNDING', 'LEVELS_KEPT', 'READS_ALONG',
-           'DEPTHS', 'exchange_class', 'placed', 'loopback', 'error_code', 'venue_error', 'own_context', 'Client',
-           'rising', 'step_of', 'contradictions', 'Gap', 'Differs', 'Crossed', 'kind_of', 'CcxtFeed', 'witness',
-           'first_cause']
+           'DEPTHS', 'MAKERS', 'exchange_class', 'placed', 'loopback', 'error_code', 'venue_error', 'own_context',
+           'Client', 'rising', 'step_of', 'contradictions', 'Gap', 'Differs', 'Crossed', 'kind_of', 'CcxtFeed',
+           'numbered', 'witness', 'first_cause']
 
 # %% ../../nbs/feed/08_ccxt_any.ipynb #e3a95504
 import asyncio
@@ -150,7 +150,8 @@ from fastcore.basics import patch
 
 COMMON = {'defaultType': 'spot', 'tradesLimit': 10_000, 'ordersLimit': 10_000, 'warnOnFetchOpenOrdersWithoutSymbol': False,
     'adjustForTimeDifference': False}
-OPTIONS = {'binance': {'fetchCurrencies': False}, 'bybit': {'enableUnifiedAccount': True, 'enableUnifiedMargin': False}}
+OPTIONS = {'binance': {'fetchCurrencies': False}, 'bybit': {'enableUnifiedAccount': True, 'enableUnifiedMargin': False},
+    'coinbase': {'fetchBalance': 'v3PrivateGetBrokerageAccounts'}} # ccxt's default tells nothing of what is held
 KEEP_ALIVE_MS = 5_000
 
 @patch
@@ -374,15 +375,31 @@ def _take(self:CcxtFeed, book:Book, found:dict, now_ns:int):
     if self.on_event and not self.rest.ex.has.get('watchBidsAsks'): self._quote(name, bids, asks, seq, book.ts_venue_ns)
 
 # %% ../../nbs/feed/08_ccxt_any.ipynb #271ad863
-READS_ALONG = ('bybit', 'kraken', 'coinbase') # ccxt passes over their sequence numbers and checksums
+class _Numbered(msgspec.Struct): sequence_num:int|None = None
+_numbered = msgspec.json.Decoder(_Numbered)
+
+def numbered(name:str):
+    "A reader of frames that are counted on each connection, as Coinbase's are."
+    last = -1
+    def read(raw:bytes)->Gap|None:
+        nonlocal last
+        try: n = _numbered.decode(raw).sequence_num
+        except msgspec.MsgspecError: return None # ccxt will say so
+        if n is None: return None
+        before, last = last, n
+        if before >= 0 and n != before + 1: return Gap(f'{name}: gap at seq {before}, found {n}, wanted {before + 1}')
+    return read
+
+READS_ALONG = ('bybit', 'kraken') # ccxt passes over their sequence numbers and checksums
 
 def witness(
     id:str,         # ccxt's name of the venue
     instrument:str, # `BASE-QUOTE`
     depth:int=0,    # levels a side that ccxt subscribes to, where the checksum asks for it
 ):
-    "A reader of frames that says what is missing, by the venue's own rule; None where arbwork has no codec or ccxt checks by itself."
-    if id not in READS_ALONG or id not in CODECS: return None
+    "A reader of frames that says what is missing, by the venue's own rule; None where ccxt checks by itself, or nobody knows the rule."
+    if id == 'coinbase': return numbered(f'coinbase {instrument}')
+    if id not in READS_ALONG: return None
     codec = CODECS[id]()
     codec.symbol(instrument)
     book = Book(id, instrument, codec.follows, 0, depth or codec.depth, codec.checksum)
@@ -510,6 +527,11 @@ def _heard_quotes(self:CcxtFeed, name:str, found:dict):
     if q is None or q['bid'] is None or q['ask'] is None: return
     self._tell(self.on_event, Quote(name, q['bid'], q['bidVolume'] or 0., q['ask'], q['askVolume'] or 0., 0, (q['timestamp'] or 0)*1_000_000))
 
+MAKERS = ('coinbase',) # venues that state the maker's side of a trade, which ccxt hands on as it is
+
+@patch
+def _taker(self:CcxtFeed, side:str)->int: return BUY if (side == 'buy') != (self.id in MAKERS) else SELL
+
 @patch
 def _heard_trades(self:CcxtFeed, name:str, found:list):
     known = self._known.setdefault(name, {})
@@ -518,7 +540,7 @@ def _heard_trades(self:CcxtFeed, name:str, found:list):
         if id in known: continue
         known[id] = True
         if len(known) > 10_000: known.pop(next(iter(known)))
-        self._tell(self.on_event, Trade(name, t['price'], t['amount'], BUY if t['side'] == 'buy' else SELL, id, (t['timestamp'] or 0)*1_000_000))
+        self._tell(self.on_event, Trade(name, t['price'], t['amount'], self._taker(t['side']), id, (t['timestamp'] or 0)*1_000_000))
 
 @patch
 async def _listen(self:CcxtFeed, name:str, method:str, args:tuple, heard):

@@ -403,7 +403,17 @@ async def _chase(self:CcxtLink, f:Followed):
         except TimeoutError:
             await self._ask(f)
             wait = min(most, wait*1.5)
+    if not self.rest.ex.has.get('watchBalance'): await self._tell_balances()
     self._forget()
+
+@patch
+async def _tell_balances(self:CcxtLink):
+    "After an order, where no stream does."
+    before = dict(self._free)
+    try: found = await self.balances()
+    except VenueError as e: return self.on_problem('error', str(e))
+    for b in found:
+        if before.get(b.asset) != (b.free, b.held): self._tell(b)
 
 @patch
 async def _ask(self:CcxtLink, f:Followed):
@@ -438,8 +448,12 @@ async def cancel(self:CcxtLink,
     if not venue_id: return unknown_order(instrument, client_id)
     try: await self.rest.ask('cancel_order', venue_id, self.rest.symbol(instrument), sent=True)
     except VenueError as e:
-        if e.code != 'unknown_order': raise
-        return unknown_order(instrument, client_id, str(e))
+        if e.code == 'unknown_order': return unknown_order(instrument, client_id, str(e))
+        if e.code not in ('other', 'unknown_outcome'): raise
+        u = await self.order(instrument, client_id) # ccxt keeps Coinbase's reason to itself
+        if u.status not in FINAL: raise
+        self._say(u)
+        return u if e.code == 'unknown_outcome' else unknown_order(instrument, client_id, str(e))
     until, wait = loop.time() + self.timeout_s, 0.02
     while loop.time() < until:
         f = self.followed.get(client_id)
@@ -523,19 +537,34 @@ async def fills(self:CcxtLink,
     since_ns:int,   # venue time
 )->list[Fill]: # oldest first
     "Our fills of one instrument, each with our id of its order ('' for an order that had none)."
-    symbol, since, trades = self.rest.symbol(instrument), max(0, since_ns//1_000_000), {}
-    for _ in range(100): # pages
-        page = [dict(t) for t in await self._asks('fetch_my_trades', symbol, since)]
-        new = {str(t['id']): t for t in page if str(t['id']) not in trades and self._instrument(t) == instrument}
-        trades |= new
-        if not new or len(page) < 50: break
-        since = max(int(t['timestamp'] or 0) for t in page)
+    trades = await self._all_trades(instrument, max(0, since_ns//1_000_000))
     await self._name_all(instrument, trades.values())
     found = [fill_of(t, self._name_of(t), instrument, self.id) for t in trades.values()]
     if None in found: raise DataError(f'{self.name} {instrument}: {found.count(None)} of {len(found)} fills without a fee or another figure')
     return sorted(found, key=lambda f: (f.ts_venue_ns, f.fill_id))
 
 # %% ../../nbs/feed/09_ccxt_link.ipynb #161f72f2
+@patch
+async def _all_trades(self:CcxtLink, instrument:str, since:int)->dict[str, dict]: # by id
+    "All pages since a time in ms; some venues tell the oldest first and some the newest, and ccxt says nothing of it."
+    symbol, found, limit = self.rest.symbol(instrument), {}, self._page_of()
+    async def page(since, params):
+        got = [dict(t) for t in await self._asks('fetch_my_trades', symbol, since, limit, params)]
+        new = {str(t['id']): t for t in got if str(t['id']) not in found and self._instrument(t) == instrument}
+        found.update(new)
+        return [int(t['timestamp'] or 0) for t in got], bool(new)
+    times, new = await page(since, {})
+    full = len(times) >= (limit or 50)
+    while full and new: times, new = await page(max(times), {}) # onwards, until nothing is new
+    while full and (oldest := min(int(t['timestamp'] or 0) for t in found.values())) > since:
+        if not (await page(since, {'until': oldest}))[1]: break # backwards
+    return found
+
+@patch
+def _page_of(self:CcxtLink)->int|None:
+    "How many fills this venue tells at once, as far as ccxt knows."
+    return (((self.rest.ex.features or {}).get('spot') or {}).get('fetchMyTrades') or {}).get('limit')
+
 @patch
 async def _name_all(self:CcxtLink, instrument:str, trades):
     "Learn whose orders these trades are of."

@@ -393,6 +393,7 @@ def numbered(name:str):
         if before >= 0 and n != before + 1: return Gap(f'{name}: gap at seq {before}, found {n}, wanted {before + 1}')
     return read
 
+# %% ../../nbs/feed/08_ccxt_any.ipynb #9e84907b
 READS_ALONG = ('bybit', 'kraken') # ccxt passes over their sequence numbers and checksums
 
 def witness(
@@ -413,6 +414,7 @@ def witness(
             if book.apply(u) == INVALID: return Gap(book.why)
     return read
 
+# %% ../../nbs/feed/08_ccxt_any.ipynb #eaf20f5b
 @patch
 async def _keep(self:CcxtFeed, book:Book):
     "Follow one book for ever."
@@ -597,6 +599,7 @@ async def run(self:CcxtFeed):
         self._let_go(self.rest)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
+# %% ../../nbs/feed/08_ccxt_any.ipynb #417b11ea
 @patch
 async def _gauge_forever(self:CcxtFeed):
     "Look at the venue's clock now and then."

@@ -587,6 +587,7 @@ async def _all_trades(self:CcxtLink, instrument:str, since:int)->dict[str, dict]
         if not (await page(since, {'until': oldest}))[1]: break # backwards
     return found
 
+# %% ../../nbs/feed/09_ccxt_link.ipynb #9e2f5148
 @patch
 def _page_of(self:CcxtLink)->int|None:
     "How many fills this venue tells at once, as far as ccxt knows."
@@ -620,6 +621,7 @@ async def balances(self:CcxtLink)->list[Balance]:
     for b in found: self._free[b.asset] = b.free, b.held
     return found
 
+# %% ../../nbs/feed/09_ccxt_link.ipynb #b5700e7a
 @patch
 async def venue_time_ns(self:CcxtLink)->int: return await self.rest.time_ns()
 @patch

@@ -23,7 +23,7 @@ from .events import Balance, Fill, NewOrder, OrderUpdate
 from .kraken import Kraken
 from .okx import from_wire, to_wire
 from .sockets import Offset, measure
-from .wire import FINAL, Deaf, backoff_s
+from .wire import FINAL, backoff_s
 from ..market import BUY, SELL, ArbworkError, ConfigError, DataError, Listing, VenueError
 
 # %% ../../nbs/feed/09_ccxt_link.ipynb #6e2885f6
@@ -192,7 +192,10 @@ def _task(self:CcxtLink, work)->asyncio.Task:
     "Work beside; ccxt may do with Decimal what it likes in it."
     task = asyncio.get_running_loop().create_task(work, context=own_context())
     self._tasks.add(task)
-    task.add_done_callback(self._tasks.discard)
+    def ended(task):
+        self._tasks.discard(task)
+        if not task.cancelled() and (e := task.exception()) is not None: self.on_problem('error', f'{self.name}: {type(e).__name__} {e}')
+    task.add_done_callback(ended)
     return task
 
 @patch
@@ -217,9 +220,6 @@ async def _hear(self:CcxtLink, started:asyncio.Future):
             await self._streams(client, started)
         except Exception as e:
             e = first_cause(e) if isinstance(e, BaseExceptionGroup) else e
-            if self._failure is not None: # what cannot be recorded must not be traded: no further order may leave
-                self.on_problem('failed', repr(self._failure))
-                return
             e = e if isinstance(e, ArbworkError) else venue_error(f'{self.name} account', e)
             if not started.done() and not (e.code == 'clock' and attempt < 3): return started.set_exception(e)
             self.on_problem('lost', str(e))
@@ -257,10 +257,12 @@ def _reconnected(self:CcxtLink):
 # %% ../../nbs/feed/09_ccxt_link.ipynb #78c97679
 @patch
 def _tell(self:CcxtLink, event):
+    "What cannot be recorded must not be traded: when whoever listens fails, no further order may leave, and nothing more is told."
+    if self._failure is not None: return
     try: self.home.run(self.on_event, event)
     except Exception as e:
         self._failure = e
-        raise Deaf from e
+        self.on_problem('failed', repr(e))
 
 @patch
 def _name_of(self:CcxtLink, o:dict)->str: # '' where it is not known

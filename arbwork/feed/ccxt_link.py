@@ -282,6 +282,7 @@ def _learn(self:CcxtLink, venue_id:str, client_id:str):
     if client_id in self.followed: self.followed[client_id].venue_id = venue_id
     for t in self._held_back.pop(venue_id, ()): self._trade(t)
 
+# %% ../../nbs/feed/09_ccxt_link.ipynb #c068cb13
 @patch
 def _heard_orders(self:CcxtLink, found:list):
     for o in [dict(x) for x in found]:

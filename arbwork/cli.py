@@ -11,7 +11,7 @@ __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 
            'venue_table', 'recording', 'working', 'show_imports', 'import_', 'backfill', 'execute_notebook',
            'parameter_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret',
            'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list',
-           'vault_remove', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'doctor', 'demo',
+           'vault_remove', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'check_venue', 'doctor', 'demo',
            'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
@@ -109,7 +109,7 @@ def sim(
     lead:Annotated[float, typer.Option(help='wall seconds before the first price moves')]=3.0,
     api_key:str='', api_secret:str='', api_passphrase:str='',
     balance:Annotated[list[str]|None, typer.Option(help='ASSET=QTY at each venue, or VENUE:ASSET=QTY; repeat it')]=None,
-    tls:Annotated[tuple[Path, Path], typer.Option(metavar='CERT KEY', help='all venues on one port by host name, over TLS; with --port 443 also on 8443 and 9443')]=(None, None),
+    tls:Annotated[tuple[str, str], typer.Option(metavar='CERT KEY', help='all venues on one port by host name, over TLS; with --port 443 also on 8443 and 9443')]=('', ''),
     now:Annotated[bool, typer.Option('--now', help='date the first row now, for clients whose clock is the wall\'s')]=False,
     as_json:AsJson=False,
 ):
@@ -121,7 +121,7 @@ def sim(
     played = from_hour_on(load_scenario(scenario, seed=seed, venues=cast(names), **(dict(hours=hours) if scenario == 'stress' else {})), from_hour)
     keys = Keys(api_key, api_secret, api_passphrase) if api_key else None
     with open_loop() as run:
-        run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys, tls=tls if all(tls) else None, start_ns=time.time_ns() + int(lead*speed*NS) if now else None, wall=now,
+        run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys, tls=tuple(map(Path, tls)) if all(tls) else None, start_ns=time.time_ns() + int(lead*speed*NS) if now else None, wall=now,
                   balances=read_balances(names, balance or []),
                   on_ready=lambda ready: show(ready | dict(figures=played.figures, sources=played.sources), as_json, 'simulated venues, until Ctrl-C')))
 
@@ -625,13 +625,26 @@ def check_clock(steps:int=200)->tuple[str, bool, str, str]:
     return 'clock', drift_ms < 5, f'moved {drift_ms:.1f} ms against the steady counter', 'turn on NTP, with slewing and not stepping'
 
 # %% ../nbs/91_cli.ipynb #5ab280bd
+def check_venue(venue, instruments:list[str])->tuple[str, bool, str, str]:
+    "Whether a venue answers, how quickly, what its clock says and what is open for trading; a simulated one may live in the past."
+    from arbwork.feed.connect import examine
+    what = f'venue {venue.name}'
+    try:
+        with open_loop() as run: offset, ms, listings = run(examine(venue, instruments, WallClock()))
+    except ArbworkError as e: return what, False, str(e), 'correct its section in settings.ini, or try again when it answers'
+    away, off = offset.ns/1e6, abs(offset.ns) - offset.error_ns > NS
+    found = f'answers in {ms:.0f} ms, clock {away:+.0f} ms (± {offset.error_ns/1e6:.0f}), open: {", ".join(listings)}'
+    return what, '127.0.0.1' in venue.rest or not off, found, 'turn on NTP: orders are signed with the time'
+
+# %% ../nbs/91_cli.ipynb #63f92fb1
 @app.command()
-def doctor(settings:SettingsFile=None, as_json:AsJson=False):
+def doctor(settings:SettingsFile=None, venues:Annotated[bool, typer.Option('--venues', help='ask every venue of the settings as well')]=False, as_json:AsJson=False):
     "Check versions, clock, disk, ports and settings, and say how to mend what is wrong."
     checks = [*check_versions(), check_clock()]
     try:
         s = load_settings(settings)
         checks += [('settings', True, str(s.path), ''), check_disk(s.var), check_port(s.api_host, s.api_port)]
+        if venues: checks += [check_venue(v, s.instruments) for v in s.venues.values()]
         checks.append(('loopback', s.api_host in ('127.0.0.1', '::1', 'localhost'), f'[api] host is {s.api_host}', 'set it to 127.0.0.1, or put TLS in front'))
     except ConfigError as e: checks.append(('settings', False, str(e), 'correct that line'))
     good = all(ok for _, ok, _, _ in checks)

@@ -54,7 +54,7 @@ class Stage:
         rows = {venue: r.copy() for venue, r in scenario.rows.items()}
         for r in rows.values(): r['ts_venue_ns'] = r['ts_recv_ns'] = start + (r['ts_venue_ns'] - start)//10 # ten rows a second, so that nobody waits
         self.runner, self.clients = asyncio.Runner(), {}
-        self.world = World(list(VENUES), msgspec.structs.replace(scenario, rows=rows), 0, 1., KEYS, None, 0., start_ns=time.time_ns())
+        self.world = World(list(VENUES), msgspec.structs.replace(scenario, rows=rows), 0, 1., KEYS, None, 0., start_ns=time.time_ns(), wall=True)
         self.ready = self.runner.run(self.world.start())
 
     def run(self, venue, use, seconds=20):
@@ -109,10 +109,8 @@ def test_markets_books_trades_and_quotes_by_rest(stage, venue):
             best = (await ex.fetch_bids_asks([PAIR]))[PAIR]
             assert 0 < best['bid'] < best['ask'] and best['bidVolume'] and best['askVolume']
         sold = await ex.create_order(PAIR, 'limit', 'sell', 1, round(book['bids'][0][0]*.99, 3), {'timeInForce': 'IOC'})
-        trade = (await ex.fetch_trades(PAIR))[-1]
-        fill = sim.engine.fills[-1]
-        assert str(sold['id']) and (trade['price'], trade['amount']) == (float(fill.px), float(fill.qty))
-        assert trade['side'] == ('buy' if venue == 'coinbase' else 'sell') # Coinbase publishes the maker's side, which ccxt hands on
+        fill, side = sim.engine.fills[-1], 'buy' if venue == 'coinbase' else 'sell' # Coinbase publishes the maker's side, which ccxt hands on
+        assert str(sold['id']) and (float(fill.px), float(fill.qty), side) in [(t['price'], t['amount'], t['side']) for t in await ex.fetch_trades(PAIR)]
     stage.run(venue, use)
 
 
@@ -229,7 +227,7 @@ def test_orders_fills_balances_and_trades_by_socket(stage, venue):
         await until(lambda: any(o['id'] == placed['id'] and o['status'] in ('closed', 'canceled') for o in heard['orders']))
         if ex.has['watchMyTrades']: await until(lambda: any(t['order'] == placed['id'] and t['fee'] for t in heard.get('mine', [])))
         if ex.has['watchBalance']: await until(lambda: any(abs(b['LINK']['total'] - link - 1) < .01 for b in heard.get('balance', []) if 'LINK' in b))
-        assert any(cid in (o['clientOrderId'], o['info'].get('cl_ord_id')) for o in heard['orders']) and heard['trades'][-1]['amount'] <= 1
+        assert any(cid in (o['clientOrderId'], o['info'].get('cl_ord_id')) for o in heard['orders']) and any(t['amount'] <= 1 for t in heard['trades'])
         rests = await place(PAIR, 'limit', 'sell', 1, round(ask*1.05, 3))
         assert len(sim.open_orders()) == 1
         gone = ex.cancel_order_ws if ex.has['cancelOrderWs'] else ex.cancel_order
@@ -246,7 +244,7 @@ def test_orders_fills_balances_and_trades_by_socket(stage, venue):
 def test_a_burst_of_60_000_frames_does_not_stop_the_stream():
     "Some pairs of ccxt and aiohttp fall silent after some 2,000 frames at once, without an error; the pinned pair must not."
     async def go():
-        world = World(['binance'], load_scenario('link-2021-08-20', minutes=1), 0, 1., KEYS, lead_s=60., start_ns=time.time_ns() + 60*10**9)
+        world = World(['binance'], load_scenario('link-2021-08-20', minutes=1), 0, 1., KEYS, lead_s=60., start_ns=time.time_ns() + 60*10**9, wall=True)
         ex, door = client('binance', (await world.start())['venues']['binance']), world.doors['binance']
         try:
             await ex.load_markets()
@@ -262,4 +260,4 @@ def test_a_burst_of_60_000_frames_does_not_stop_the_stream():
         finally:
             await ex.close()
             await world.stop()
-    asyncio.run(asyncio.wait_for(go(), 60))
+    asyncio.run(asyncio.wait_for(go(), 180)) # generous: it takes seconds, but for a machine that is shared

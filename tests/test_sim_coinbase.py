@@ -242,7 +242,7 @@ def test_over_real_sockets_a_key_of_the_other_kind_and_a_lost_answer():
     "ccxt signs with Ed25519 as well, and an order whose answer was lost is there for whoever asks."
     async def go():
         keys = Keys('ed', base64.b64encode(bytes(range(64))).decode())
-        world = World(['coinbase'], SCENARIO, 0, 1., keys, lead_s=0., start_ns=time.time_ns())
+        world = World(['coinbase'], SCENARIO, 0, 1., keys, lead_s=0., start_ns=time.time_ns(), wall=True)
         at = (await world.start())['venues']['coinbase']
         ex = ccxtpro.coinbase({'apiKey': keys.key, 'secret': keys.secret, 'enableRateLimit': False, 'timeout': 1_000})
         ex.urls['api']['rest'], ex.urls['api']['ws'] = at['rest'], at['public_ws']

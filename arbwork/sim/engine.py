@@ -402,6 +402,14 @@ def fill(self:Engine, o:Order, ticks:int, units:int, maker:bool, now_ns:int)->Ev
     self.charge(now_ns, self.dollars(listing.quote, notional))
     return Event('trade', o.copy(), f, now_ns)
 
+# %% ../../nbs/sim/00_engine.ipynb #d8bcb407
+@patch
+def printed(self:Engine, instrument:str, side:int, ticks:int, units:int, now_ns:int)->Fill:
+    "A trade between others, as it is printed; `side` is the taker's."
+    f = Fill('', '', str(self.next_fill), instrument, side, ticks*self.listings[instrument].tick, Decimal(units)/D_UNIT, Decimal(0), '', False, now_ns)
+    self.next_fill += 1
+    return f
+
 # %% ../../nbs/sim/00_engine.ipynb #d40cbd39
 @patch
 def end(self:Engine, o:Order, status:str, now_ns:int, events:list[Event], what:str='expired', late:int=0):

@@ -21,6 +21,7 @@ import msgspec
 
 from ..market import BUY, SELL
 from .engine import Event, Order
+from .limits import Rolling
 from .wire import MOST, MS, Refusal, Reply, Session, Venue, short, write_short
 
 # %% ../../nbs/sim/04_okx.ipynb #9c115ad2
@@ -61,12 +62,17 @@ class OkxVenue(Venue):
     name = 'okx'
     private = '*' # every socket that listens to the account in any way
     most_orders, per_s = 60, 2. # orders in two seconds by instrument, rate limits of the v5 page
+    checksums = True # the field is there, and 0 since June 2026; a client that reads it notices another
     first_snapshot = True # whether a subscription to `books` begins with a snapshot, which the venue is taking away
     routes = {}
+
+    def refuse(self, code:str, reason:str='')->Refusal: return refusal(code, reason)
+    def refused(self, e:Refusal, now_ns:int)->Reply: return Reply(e.status, _encode({'code': str(e.code), 'msg': e.message, 'data': []}))
 
     def numbers(self)->dict[int, str]: # instIdCode to instrument
         return {10_427 + i: name for i, name in enumerate(self.engine.listings)}
 
+# %% ../../nbs/sim/04_okx.ipynb #f8708f20
 from fastcore.basics import patch
 
 @patch
@@ -166,7 +172,9 @@ def recent_trades(self:OkxVenue, p:dict, now_ns:int):
     return [self.trade_json(f) for f in self.trades[::-1] if f.instrument == name][:count_of(p, 'limit', 100)]
 
 # %% ../../nbs/sim/04_okx.ipynb #6284fa21
-_WHY = {'31': 'The post-only order would take liquidity.', '14': 'The IOC order was partially canceled due to incomplete fill.',
+_STP = {'cancel_maker': 'maker', 'cancel_taker': 'taker', 'cancel_both': 'both'}
+_STP_NAMES = {v: k for k, v in _STP.items()}
+_WHY = {'32': 'Self trade prevention.', '31': 'The post-only order would take liquidity.', '14': 'The IOC order was partially canceled due to incomplete fill.',
         '13': 'The FOK order was canceled due to incomplete fill.', '1': 'Order canceled by user.'}
 
 @patch
@@ -174,14 +182,14 @@ def order_json(self:OkxVenue, o:Order, fill=None)->dict:
     "An order as it is asked for and as the stream tells it."
     gets = self.engine.listings[o.instrument].base if o.side == BUY else self.engine.listings[o.instrument].quote
     f, ended = fill, o.status == 'cancelled'
-    why = ('1' if o.cancel_id == 'user' else o.cancel_id or ('13' if o.tif == 'FOK' else '14')) if ended else ''
+    why = ('32' if o.prevented else '1' if o.cancel_id == 'user' else o.cancel_id or ('13' if o.tif == 'FOK' else '14')) if ended else ''
     last = {'fillPx': short(f.px), 'fillSz': short(f.qty), 'tradeId': f.fill_id, 'fillTime': stamp(f.ts_venue_ns), 'fillFee': short(-f.fee), 'fillFeeCcy': f.fee_asset,
         'execType': 'M' if f.maker else 'T'} if f else {'fillPx': '', 'fillSz': '0', 'tradeId': '', 'fillTime': '', 'fillFee': '0', 'fillFeeCcy': '', 'execType': ''}
     return {'instType': 'SPOT', 'instId': self.engine.listings[o.instrument].symbol, 'ordId': str(o.venue_id), 'clOrdId': o.client_id, 'tag': '', 'side': side_of(o.side),
         'posSide': 'net', 'tdMode': 'cash', 'ccy': '', 'ordType': 'market' if o.px is None else {'GTC': 'limit', 'POST_ONLY': 'post_only'}.get(o.tif, o.tif.lower()),
         'px': short(o.px) if o.px is not None else '', 'sz': short(o.budget or o.qty), 'tgtCcy': ('quote_ccy' if o.budget else 'base_ccy') if o.px is None else '',
         'state': _STATES[o.status], 'accFillSz': short(o.filled), 'avgPx': short(o.average_px) if o.filled else '', 'fee': short(-sum((x.fee for x in o.fills), Decimal(0))),
-        'feeCcy': gets, 'rebate': '0', 'rebateCcy': '', 'pnl': '0', 'category': 'normal', 'cancelSource': why, 'cancelSourceReason': _WHY.get(why, ''), 'lever': '0',
+        'feeCcy': gets, 'rebate': '0', 'rebateCcy': '', 'pnl': '0', 'category': 'normal', 'cancelSource': why, 'cancelSourceReason': _WHY.get(why, ''), 'lever': '0', 'stpId': '', 'stpMode': _STP_NAMES[o.stp],
         'reduceOnly': 'false', 'cTime': stamp(o.created_ns), 'uTime': stamp(o.updated_ns), **last}
 
 @patch
@@ -214,8 +222,9 @@ def place_one(self:OkxVenue, p:dict, name:str, now_ns:int)->Order:
     qty, market = number_of(p, 'sz'), kind == 'market'
     target = p.get('tgtCcy') or ('quote_ccy' if side == BUY else 'base_ccy')
     if market and (target not in ('quote_ccy', 'base_ccy') or (side == SELL and target == 'quote_ccy')): raise wrong('tgtCcy')
+    if (stp := p.get('stpMode') or 'cancel_maker') not in _STP: raise wrong('stpMode')
     budget = qty if market and target == 'quote_ccy' else None
-    e = self.submit(now_ns, name, side, Decimal(0) if budget else qty, None if market else number_of(p, 'px'), _TIFS[kind], cid, budget)[0]
+    e = self.submit(now_ns, name, side, Decimal(0) if budget else qty, None if market else number_of(p, 'px'), _TIFS[kind], cid, budget, _STP[stp])[0]
     if e.what != 'rejected': return e.order
     if e.code == 'would_cross': return self.slip(e.order, now_ns)
     raise refusal(e.code, e.reason)
@@ -231,6 +240,7 @@ def slip(self:OkxVenue, o:Order, now_ns:int)->Order:
     self.tell([Event('new', new, None, now_ns), Event('expired', o.copy(), None, now_ns)], now_ns)
     return o
 
+# %% ../../nbs/sim/04_okx.ipynb #7e0dd483
 @patch
 def cancel_one(self:OkxVenue, p:dict, name:str, now_ns:int)->Order:
     "Take one order out of the book; one that has ended says how."
@@ -238,6 +248,7 @@ def cancel_one(self:OkxVenue, p:dict, name:str, now_ns:int)->Order:
     o = self._find(p)
     if o is None or o.instrument != name: raise OrderRefusal(51400, 'Order cancellation failed as the order has been filled, canceled or does not exist.', 200)
     if not o.open: raise OrderRefusal(51402 if o.status == 'filled' else 51401, 'Order cancellation failed as the order has been filled, canceled or does not exist.', 200)
+    self.visit('cancels', now_ns, name)
     self.withdraw(o, now_ns, 'user')
     return o
 
@@ -299,10 +310,26 @@ def executions(self:OkxVenue, p:dict, now_ns:int):
 @patch
 def nothing(self:OkxVenue, p:dict, now_ns:int): return []
 @patch
-def config(self:OkxVenue, p:dict, now_ns:int): return [{'uid': '1', 'mainUid': '1', 'acctLv': '1', 'posMode': 'net_mode', 'level': 'Lv1', 'perm': 'read_only,trade', 'label': 'sim'}]
+def config(self:OkxVenue, p:dict, now_ns:int): return [{'uid': '1', 'mainUid': '1', 'acctLv': '1', 'posMode': 'net_mode', 'level': f'Lv{self.engine.tier + 1}', 'perm': 'read_only,trade', 'label': 'sim'}]
 @patch
 def fee_rate(self:OkxVenue, p:dict, now_ns:int):
-    return [{'instType': 'SPOT', 'level': 'Lv1', 'maker': short(-self.engine.maker), 'taker': short(-self.engine.taker), 'ts': stamp(now_ns)}]
+    return [{'instType': 'SPOT', 'level': f'Lv{self.engine.tier + 1}', 'maker': short(-self.engine.maker), 'taker': short(-self.engine.taker), 'ts': stamp(now_ns)}]
+
+# %% ../../nbs/sim/04_okx.ipynb #421fb99f
+_LIMITS = {'orders': 60, 'cancels': 60, 'one_order': 60, 'pending': 60, 'history': 40, 'executions': 60, 'account': 10, 'config': 5, 'fee_rate': 5, 'nothing': 6,
+    'time': 10, 'instruments': 20, 'books': 40, 'tickers': 20, 'recent_trades': 100} # in two seconds
+
+@patch
+def visit(self:OkxVenue, name:str, now_ns:int, instrument:str=''):
+    "Count a request; one too many is refused."
+    counter = self.recent.setdefault((name, instrument), Rolling(_LIMITS[name], 2))
+    if not counter.take(now_ns) and self.limited: raise self.slow_down(now_ns)
+
+@patch
+def too_many(self:OkxVenue, now_ns:int, instrument:str='')->bool:
+    "Whether one more order is more than the venue takes of an instrument."
+    counter = self.recent.setdefault(('orders', instrument), Rolling(self.most_orders, self.per_s))
+    return not counter.take(now_ns) and self.limited
 
 # %% ../../nbs/sim/04_okx.ipynb #2a5ab06e
 OkxVenue.routes = { # method and path below /api/v5 to the method that answers, and whether it is signed
@@ -331,6 +358,8 @@ def rest(self:OkxVenue,
     route = self.routes.get((method, path.removeprefix('/api/v5/'))) if path.startswith('/api/v5/') else None
     if route is None: return Reply(404, b'{"code":"404","msg":"not known to this simulator","data":[]}')
     try:
+        self.gate('rest')
+        if route[0] not in ('orders', 'cancels'): self.visit(route[0], now_ns)
         if route[1]: self.check_signed(method, f'{path}?{query}' if query else path, body, headers, now_ns)
         try: params = msgspec.json.decode(body or '{}') if method == 'POST' else dict(parse_qsl(query, keep_blank_values=True))
         except msgspec.DecodeError as e: raise Refusal(50002, 'Incorrect json data format', 400) from e
@@ -339,7 +368,7 @@ def rest(self:OkxVenue,
         found = getattr(self, route[0])(params, now_ns)
         code, words, data = found if isinstance(found, tuple) else ('0', '', found)
         return Reply(200, _encode({'code': code, 'msg': words, 'data': data}))
-    except Refusal as e: return Reply(e.status, _encode({'code': str(e.code), 'msg': e.message, 'data': []}))
+    except Refusal as e: return self.refused(e, now_ns)
 
 # %% ../../nbs/sim/04_okx.ipynb #1c0ea2c3
 _PATHS = {'/ws/v5/public': 'public', '/ws/v5/private': 'private', '/ws/v5/business': 'public'}
@@ -437,6 +466,7 @@ def trade(self:OkxVenue, s:Session, op:str, args:list, id:str, expires, now_ns:i
         return numbers[int(number)]
     try:
         if not s.user: raise Refusal(60011, 'Please log in', 401)
+        self.gate('socket')
         placing = op in ('order', 'batch-orders')
         if placing: self.check_expiry(expires, now_ns)
         code, words, data = self.each(self.place_one if placing else self.cancel_one, args[:1] if op in ('order', 'cancel-order') else args[:20], name_of, now_ns)
@@ -456,6 +486,11 @@ def book_frames(self:OkxVenue, name:str, first:int, last:int, bids:list, asks:li
         if t in self.listeners: out.append((t, self.best(t, name, ts_ns)))
     if (t := f'tickers||{symbol}|') in self.listeners: out.append((t, self.frame(t, [self.ticker_json(name, ts_ns)])))
     return out
+
+@patch
+def farewell(self:OkxVenue, s:Session, now_ns:int)->list[bytes]:
+    "What is said before sockets are closed."
+    return [_encode({'event': 'notice', 'code': '64008', 'msg': 'The connection will soon be closed for a service upgrade. Please reconnect.', 'connId': f'sim{s.id}'})]
 
 @patch
 def trade_frames(self:OkxVenue, fills:list, ts_ns:int):

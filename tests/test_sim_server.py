@@ -7,6 +7,7 @@ import aiohttp
 import numpy as np
 import pytest
 
+from arbwork.feed.book import warm
 from arbwork.feed.budget import Budget
 from arbwork.feed.codec import Keys
 from arbwork.feed.events import VALID, Balance, Fill, NewOrder, OrderUpdate
@@ -17,6 +18,12 @@ from arbwork.sim.server import World, serve
 
 KEYS, NAME = Keys('sim-key', 'sim-secret'), 'LINK-USDT'
 VENUES = ['binance', 'bybit']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def warmed():
+    "Books are compiled before a world's clock starts: loading them may take as long as its first minute."
+    warm()
 
 
 def run(use, venues=VENUES, minutes=1, **options):

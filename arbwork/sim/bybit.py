@@ -18,6 +18,7 @@ import msgspec
 
 from ..market import BUY, SELL
 from .engine import UNIT, Event, Order
+from .limits import Ban, Rolling
 from .wire import MOST, MS, Refusal, Reply, Session, Venue, short, write_short
 
 # %% ../../nbs/sim/03_bybit.ipynb #a20079e5
@@ -54,9 +55,18 @@ class BybitVenue(Venue):
     name = 'bybit'
     private = '*' # every socket that listens to the account in any way
     most_orders, per_s = 20, 1. # order/create a second, rate limit rules of the v5 page
+    stp = 'none' # an order without `smpType` may trade with the account itself
     routes = {}
     frame_no, quote_no = None, None
 
+    def __init__(self, engine, rows, keys=None, slack=1.):
+        self.visits, self.ban = Rolling(600, 5), Ban(0, 600, 600)
+        super().__init__(engine, rows, keys, slack)
+
+    def refuse(self, code:str, reason:str='')->Refusal: return refusal(code, reason)
+    def refused(self, e:Refusal, now_ns:int)->Reply: return Reply(e.status, self.said(e.code, e.message, {}, now_ns))
+
+# %% ../../nbs/sim/03_bybit.ipynb #75c81028
 from fastcore.basics import patch
 
 def digest(secret:str, text:str)->str: return hmac.digest(secret.encode(), text.encode(), 'sha256').hex()
@@ -149,20 +159,24 @@ def recent_trades(self:BybitVenue, p:dict, now_ns:int):
     return {'category': 'spot', 'list': [self.trade_json(f, False) for f in self.trades[::-1] if f.instrument == name][:int(p.get('limit', 60))]}
 
 # %% ../../nbs/sim/03_bybit.ipynb #3656cb49
+_SMP = {'None': 'none', 'CancelMaker': 'maker', 'CancelTaker': 'taker', 'CancelBoth': 'both'}
+_SMP_NAMES = {v: k for k, v in _SMP.items()}
+
 @patch
 def order_json(self:BybitVenue, o:Order)->dict:
     "An order as it is asked for and as the stream tells it."
     fee = sum((f.fee for f in o.fills), Decimal(0))
     ended = o.status == 'cancelled'
-    reason = 'EC_NoError' if not ended or o.cancel_id else 'EC_NoImmediateQtyToFill'
+    reason = 'EC_NoError' if not ended or o.cancel_id or o.prevented else 'EC_NoImmediateQtyToFill'
     return {'symbol': self.engine.listings[o.instrument].symbol, 'orderId': str(o.venue_id), 'orderLinkId': o.client_id, 'side': side_of(o.side),
         'orderType': 'Market' if o.px is None else 'Limit', 'price': short(o.px) if o.px is not None else '0', 'qty': short(o.budget or o.qty),
         'timeInForce': {'POST_ONLY': 'PostOnly'}.get(o.tif, o.tif), 'orderStatus': status_of(o),
-        'cancelType': ('CancelByUser' if o.cancel_id else 'UNKNOWN') if ended else 'UNKNOWN', 'rejectReason': reason,
+        'cancelType': ('CancelByUser' if o.cancel_id else 'CancelBySmp' if o.prevented else 'UNKNOWN') if ended else 'UNKNOWN', 'rejectReason': reason,
         'avgPrice': short(o.average_px) if o.filled else '', 'leavesQty': short(Decimal(o.left)/UNIT) if o.open else '0', 'leavesValue': '',
         'cumExecQty': short(o.filled), 'cumExecValue': short(o.quote), 'cumExecFee': short(fee), 'createdTime': stamp(o.created_ns),
         'updatedTime': stamp(o.updated_ns), 'isLeverage': '0', 'positionIdx': 0, 'stopOrderType': '', 'triggerPrice': '0', 'takeProfit': '0', 'stopLoss': '0',
-        'triggerDirection': 0, 'reduceOnly': False, 'closeOnTrigger': False, 'blockTradeId': '', 'placeType': '', 'orderIv': '', 'smpType': 'None', 'smpGroup': 0,
+        'triggerDirection': 0, 'reduceOnly': False, 'closeOnTrigger': False, 'blockTradeId': '', 'placeType': '', 'orderIv': '', 'smpType': _SMP_NAMES[o.stp], 'smpGroup': 0,
+        'smpOrderId': str(o.prevented.against) if o.prevented else '',
         'marketUnit': 'quoteCoin' if o.budget else 'baseCoin'}
 
 # %% ../../nbs/sim/03_bybit.ipynb #45cc488e
@@ -172,7 +186,7 @@ def fill_json(self:BybitVenue, f)->dict:
     o = self.engine.orders[int(f.venue_id)]
     return {'symbol': self.engine.listings[f.instrument].symbol, 'orderId': f.venue_id, 'orderLinkId': f.client_id, 'side': side_of(f.side),
         'orderPrice': short(o.px) if o.px is not None else '0', 'orderQty': short(o.qty), 'leavesQty': '', 'orderType': 'Market' if o.px is None else 'Limit',
-        'stopOrderType': '', 'execFee': short(f.fee), 'feeCurrency': f.fee_asset, 'feeRate': short(self.engine.maker if f.maker else self.engine.taker),
+        'stopOrderType': '', 'execFee': short(f.fee), 'feeCurrency': f.fee_asset, 'feeRate': short(round(f.fee/(f.qty if f.side == BUY else f.px*f.qty), 6)),
         'execId': f.fill_id, 'execPrice': short(f.px), 'execQty': short(f.qty), 'execType': 'Trade', 'execValue': short(f.px*f.qty), 'execTime': stamp(f.ts_venue_ns),
         'isMaker': f.maker, 'isLeverage': '0', 'seq': int(f.fill_id), 'markPrice': '', 'indexPrice': '', 'tradeIv': '', 'markIv': '', 'underlyingPrice': '', 'blockTradeId': '', 'closedSize': ''}
 
@@ -202,9 +216,10 @@ def create(self:BybitVenue, p:dict, now_ns:int):
     if tif not in ('GTC', 'IOC', 'FOK', 'POST_ONLY'): raise Refusal(170115, 'Invalid timeInForce.', 200)
     cid, qty = str(p.get('orderLinkId') or ''), number_of(p, 'qty')
     if len(cid) > 36 or not all(c.isalnum() or c in '_-' for c in cid): raise Refusal(10001, 'OrderLinkId invalid', 200)
+    if (smp := p.get('smpType') or 'None') not in _SMP: raise Refusal(10001, 'params error: smpType invalid', 200)
     budget = qty if kind == 'Market' and side == BUY and p.get('marketUnit', 'quoteCoin') == 'quoteCoin' else None
     events = self.submit(now_ns, name, side, Decimal(0) if budget else qty, number_of(p, 'price') if kind == 'Limit' else None,
-        'IOC' if kind == 'Market' else tif, cid, budget)
+        'IOC' if kind == 'Market' else tif, cid, budget, _SMP[smp])
     if events[0].what == 'rejected': raise refusal(events[0].code, events[0].reason)
     return {'orderId': str(events[0].order.venue_id), 'orderLinkId': cid}
 
@@ -269,6 +284,32 @@ def fee_rate(self:BybitVenue, p:dict, now_ns:int):
 @patch
 def coins(self:BybitVenue, p:dict, now_ns:int): return {'rows': []}
 
+# %% ../../nbs/sim/03_bybit.ipynb #777c346b
+@patch
+def visit(self:BybitVenue, name:str, signed:bool, now_ns:int):
+    "Count a request; one too many is refused."
+    if self.limited and self.ban.holds(now_ns): raise self.shut_out(now_ns)
+    if not self.visits.take(now_ns) and self.limited and self.ban.note(now_ns): raise self.shut_out(now_ns)
+    if signed and name != 'create' and not self.counter(name).take(now_ns) and self.limited: raise self.slow_down(now_ns)
+
+@patch
+def counter(self:BybitVenue, name:str)->Rolling: # of one path; new orders are counted by REST and by socket together
+    return self.recent.setdefault(name, Rolling(self.most_orders, self.per_s) if name in ('create', 'cancel', 'cancel_all') else Rolling(50, 1))
+
+@patch
+def too_many(self:BybitVenue, now_ns:int, instrument:str='')->bool: return not self.counter('create').take(now_ns) and self.limited
+@patch
+def slow_down(self:BybitVenue, now_ns:int)->Refusal: return Refusal(10006, 'Too many visits!', 200)
+@patch
+def shut_out(self:BybitVenue, now_ns:int)->Refusal: return Refusal(10018, '403, access too frequent', 403)
+
+@patch
+def left(self:BybitVenue, name:str, now_ns:int)->dict[str, str]:
+    "What an answer says of the limits."
+    x = self.counter(name)
+    used, free = x.used(now_ns), x.free_ns(now_ns)
+    return {'X-Bapi-Limit': str(x.most), 'X-Bapi-Limit-Status': str(max(0, x.most - used)), 'X-Bapi-Limit-Reset-Timestamp': stamp(free)}
+
 # %% ../../nbs/sim/03_bybit.ipynb #711f8e4e
 BybitVenue.routes = { # method and path to the method that answers, and whether it is signed
     ('GET', '/v5/market/time'): ('time', False), ('GET', '/v5/market/instruments-info'): ('instruments', False), ('GET', '/v5/market/orderbook'): ('orderbook', False),
@@ -299,12 +340,16 @@ def rest(self:BybitVenue,
     if (method, path) not in self.routes: return Reply(404, b'{"retCode":10001,"retMsg":"not known to this simulator","result":{}}')
     name, signed = self.routes[method, path]
     try:
+        self.gate('rest')
         if signed: self.check_signed(headers, body if method == 'POST' else query, now_ns)
+        self.visit(name, signed, now_ns)
         try: params = msgspec.json.decode(body or '{}') if method == 'POST' else dict(parse_qsl(query, keep_blank_values=True))
         except msgspec.DecodeError as e: raise Refusal(10001, f'params error: {e}', 200) from e
-        try: return Reply(200, self.said(0, 'OK', getattr(self, name)(params, now_ns), now_ns))
+        try: return Reply(200, self.said(0, 'OK', getattr(self, name)(params, now_ns), now_ns), self.left(name, now_ns) if signed else {})
         except ValueError as e: raise Refusal(10001, f'params error: {e}', 200) from e
-    except Refusal as e: return Reply(200, self.said(e.code, e.message, {}, now_ns))
+    except Refusal as e:
+        no = self.refused(e, now_ns)
+        return Reply(no.status, no.body, self.left(name, now_ns) if signed else {})
 
 # %% ../../nbs/sim/03_bybit.ipynb #7369af0d
 _PATHS = {'/v5/public/spot': 'public', '/v5/private': 'private', '/v5/trade': 'trade'}
@@ -384,12 +429,14 @@ def _trade(self:BybitVenue, s:Session, op:str, m:dict, id:str, now_ns:int)->byte
     try:
         if not isinstance(header, dict) or not isinstance(args, list): raise Refusal(10001, 'params error: wanted header and args', 200)
         if not s.user: raise Refusal(10003 if self.keys is None else 10004, 'Request not authorized', 200)
+        self.gate('socket')
+        if op == 'order.cancel' and not self.counter('cancel').take(now_ns) and self.limited: raise self.slow_down(now_ns)
         self.check_time(header.get('X-BAPI-TIMESTAMP', ''), header.get('X-BAPI-RECV-WINDOW', ''), now_ns)
         if op not in ('order.create', 'order.cancel'): raise Refusal(10001, f'params error: op {op} is not known to this simulator', 200)
         code, words, data = 0, 'OK', (self.create if op == 'order.create' else self.cancel)(args[0], now_ns)
     except Refusal as e: code, words, data = e.code, e.message, {}
     return _encode({'reqId': id, 'retCode': code, 'retMsg': words, 'op': op, 'data': data, 'retExtInfo': {},
-        'header': {'X-Bapi-Limit': '20', 'X-Bapi-Limit-Status': '19', 'X-Bapi-Limit-Reset-Timestamp': stamp(now_ns), 'Traceid': id, 'Timenow': stamp(now_ns)}, 'connId': f'sim-{s.id}'})
+        'header': {**self.left('cancel' if op == 'order.cancel' else 'create', now_ns), 'Traceid': id, 'Timenow': stamp(now_ns)}, 'connId': f'sim-{s.id}'})
 
 # %% ../../nbs/sim/03_bybit.ipynb #c9bbac77
 @patch

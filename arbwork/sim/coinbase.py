@@ -92,7 +92,7 @@ def instant_of(text:str, name:str)->int: # nanoseconds
 class QuoteFees(Engine):
     "An engine whose fees are paid in quote currency."
     @property
-    def dearest(self)->Decimal: return max(self.maker, self.taker, Decimal(0))
+    def dearest(self)->Decimal: return max(0, *(rate for _, *rates in self.tiers for rate in rates))
 
     def needs(self, o:Order)->tuple[str, Decimal]: # asset, amount
         asset, most = super().needs(o)
@@ -118,7 +118,7 @@ class QuoteFees(Engine):
         if o.hold: self.hold_fee(o) # of an execution that is still to be told
 
     def fill(self, o:Order, ticks:int, units:int, maker:bool, now_ns:int)->Event:
-        if hasattr(self, 'charge'): self.charge(now_ns)
+        self.charge(now_ns)
         rate = self.maker if maker else self.taker
         e, listing = super().fill(o, ticks, units, maker, now_ns), self.listings[o.instrument]
         if o.side == SELL: return e # who sells receives quote currency, less its fee
@@ -202,6 +202,8 @@ class CoinbaseVenue(Venue):
         self.best, self.beats, self.beaten, self.batched, self.batch_best = {}, 0, 0, 0, {}
         super().__init__(engine, rows, keys, slack)
         self.public = signing_key(keys.secret).public_key() if keys else None
+
+    def refuse(self, code:str, reason:str='')->Refusal: return refusal(code, reason)
 
     @property
     def hints(self)->dict: # beside the addresses
@@ -531,6 +533,7 @@ def rest(self:CoinbaseVenue,
     if route is None: return Reply(404, _encode({'error': 'NOT_FOUND', 'error_details': '', 'message': f'{method} {path} is not known to this simulator'}))
     name, signed, named = route
     try:
+        self.gate('rest')
         if signed: self.check_token(str(headers.get('Authorization', '')).removeprefix('Bearer '), f'{method} {path}', ('api.coinbase.com', str(headers.get('Host', ''))), now_ns)
         if method == 'GET': p = parse_qs(query)
         else:
@@ -579,7 +582,7 @@ def receive(self:CoinbaseVenue, s:Line, raw:str|bytes, now_ns:int)->list[bytes]:
         for t in topics: self.listen(s, t)
         if channel == 'user': self.listen(s, '*')
         first = [x for t in topics for x in self.first(t, now_ns)]
-    return [self.numbered(s, x) for x in [*first, self.frame('subscriptions', [{'subscriptions': self.listed(s)}], now_ns)]]
+    return [self.stamped(s, x) for x in [*first, self.frame('subscriptions', [{'subscriptions': self.listed(s)}], now_ns)]]
 
 # %% ../../nbs/sim/06_coinbase.ipynb #1d9adeb6
 @patch
@@ -607,30 +610,10 @@ def frame(self:CoinbaseVenue, channel:str, events:list, ts_ns:int)->bytes:
     return b'{"channel":"%b","client_id":"","timestamp":"%b",%b,"events":%b}' % (channel.encode(), rfc3339(ts_ns).encode(), _AT, _encode(events))
 
 @patch
-def numbered(self:CoinbaseVenue, s:Line, frame:bytes)->bytes:
+def stamped(self:CoinbaseVenue, s:Line, frame:bytes)->bytes:
     "The frame as this connection counts it."
     n, s.next = s.next, s.next + 1
     return frame.replace(_AT, b'"sequence_num":%d' % n, 1)
-
-@patch
-def hand(self:CoinbaseVenue, s:Line, frame:bytes):
-    s.out.append(frame)
-    self.awake[s] = None
-    self.sent += 1
-
-@patch
-def send(self:CoinbaseVenue, topic:str, frame:bytes):
-    "Number one frame for every listener of a topic and hand it over."
-    for s in self.listeners.get(topic, ()): self.hand(s, self.numbered(s, frame))
-
-@patch
-def publish(self:CoinbaseVenue, name:str, ts_ns:int):
-    "Send what is new in a book; a frame that a fault loses has had its number."
-    new = self.engine.changes(name)
-    if new is None: return
-    frames = [(s, self.numbered(s, x)) for topic, x in self.book_frames(name, *new, ts_ns) for s in self.listeners.get(topic, ())]
-    if frames and (self.faults or self.held_up): frames = self.spoiled(frames)
-    for s, x in frames: self.hand(s, x)
 
 # %% ../../nbs/sim/06_coinbase.ipynb #02031e26
 @patch
@@ -701,7 +684,7 @@ _NEVER = '0001-01-01T00:00:00Z'
 def told_json(self:CoinbaseVenue, o:Order)->dict:
     "An order as the stream tells it."
     fees = sum((f.fee for f in o.fills), Decimal(0))
-    return {'avg_price': short(o.average_px), 'cancel_reason': ('User requested cancel' if o.cancel_id else 'IOC or FOK order was not filled') if o.status == 'cancelled' else '',
+    return {'avg_price': short(o.average_px), 'cancel_reason': ('User requested cancel' if o.cancel_id else 'Self trade prevention' if o.prevented else 'IOC or FOK order was not filled') if o.status == 'cancelled' else '',
         'client_order_id': o.client_id, 'completion_percentage': self.done_of(o), 'contract_expiry_type': 'UNKNOWN_CONTRACT_EXPIRY_TYPE', 'cumulative_quantity': short(o.filled),
         'filled_value': short(o.quote), 'leaves_quantity': short(Decimal(o.left)/UNIT) if o.open else '0', 'limit_price': short(o.px) if o.px is not None else '0',
         'number_of_fills': str(len(o.fills)), 'order_id': order_uuid(o.venue_id), 'order_side': side_of(o.side), 'order_type': o.kind.capitalize(),

@@ -14,12 +14,13 @@ from ..market import ConfigError
 from .binance import BinanceVenue
 from .bybit import BybitVenue
 from .coinbase import CoinbaseVenue
-from .engine import Engine, whole
+from .engine import Engine, Whole
+from .okx import OkxVenue
+from .faults import Fault
 from .history import older # the venues' pages of the past come with it
 from .kraken_v1 import KrakenBoth
-from .okx import OkxVenue
-from .scenarios import Scenario
-from .wire import Reply, Session, Venue
+from .scenarios import Scenario, infer_trades
+from .wire import Answer, Cut, Reply, Session, Venue
 
 # %% ../../nbs/sim/08_inproc.ipynb #d412bce7
 VENUES = {v.name: v for v in (BinanceVenue, BybitVenue, KrakenBoth, OkxVenue, CoinbaseVenue)}
@@ -36,9 +37,11 @@ def open_venues(
     keys=None,              # Keys or (key, secret) for all venues, or a dict of them by venue; None: nothing signed is accepted
     *,
     balances:dict|None=None, # venue to asset to quantity; where a venue is missing or empty, the scenario's
-    fees_bps:dict|None=None, # venue to maker, taker; None: the scenario's
+    fees_bps:dict|None=None, # venue to maker, taker, whatever the volume; where a venue is missing, the scenario's
+    tiers:dict|None=None,   # venue to its ladder of fees as `engine.Engine` takes it; None: the scenario's
     start_ns:int|None=None, # date the first row so; None: as it is
     speed:float=1.,         # market seconds a wall second
+    limits:bool=True,       # whether asking too much is refused
 )->dict[str, Venue]: # by name
     "Simulated venues over one scenario."
     names, shift_ns, out = list(scenario.venues if names is None else names), 0 if start_ns is None else start_ns - scenario.start_ns, {}
@@ -47,9 +50,12 @@ def open_venues(
         if name not in scenario.venues: raise ConfigError(f'venue {name}: not in the scenario {scenario.name}, which has {", ".join(scenario.venues)}')
     for name in names:
         markets = scenario.of(name)
-        engine = getattr(VENUES[name], 'makes', Engine)(name, [x for x, _ in markets.values()], (fees_bps or {}).get(name, scenario.fees_bps[name]), (balances or {}).get(name) or scenario.balances[name])
-        shown = {i: ((rows['ts_venue_ns'] + shift_ns).tolist(), whole(rows, x)) for i, (x, rows) in markets.items()}
+        fees, ladder = (fees_bps or {}).get(name), (scenario.tiers if tiers is None else tiers).get(name, ())
+        engine = getattr(VENUES[name], 'makes', Engine)(name, [x for x, _ in markets.values()], fees or scenario.fees_bps[name],
+            (balances or {}).get(name) or scenario.balances[name], tiers=() if fees else ladder)
+        shown = {i: ((rows['ts_venue_ns'] + shift_ns).tolist(), Whole(rows, x), infer_trades(rows, x, scenario.seed or 0)) for i, (x, rows) in markets.items()}
         out[name] = VENUES[name](engine, shown, keys_of(keys, name), speed)
+        out[name].limited = limits
     return out
 
 # %% ../../nbs/sim/08_inproc.ipynb #359cbb52
@@ -66,24 +72,34 @@ class Driver:
         self.now_ns += round(seconds*1e9)
         return self.venue.advance(self.now_ns)
 
-    def rest(self, method:str, path:str, query:str='', body:str='', headers=None)->Reply:
-        "One HTTP request."
+    def arm(self, *faults:Fault):
+        "Let something go wrong."
+        for f in faults: self.venue.arm(f, self.now_ns)
+
+    def ask(self, method:str, path:str, query:str='', body:str='', headers=None)->Answer:
+        "One HTTP request, and what becomes of it on the wire."
         self.venue.advance(self.now_ns)
-        return self.venue.rest(method, path, query, body, headers or {}, self.now_ns)
+        return self.venue.ask(method, path, query, body, headers or {}, self.now_ns)
+
+    def rest(self, method:str, path:str, query:str='', body:str='', headers=None)->Reply:
+        "One HTTP request that is answered."
+        answer = self.ask(method, path, query, body, headers)
+        if answer.reply is None: raise ConnectionError(f'{self.venue.name}: {method} {path} was {"cut off" if answer.cut else "never answered"}')
+        return answer.reply
 
     def open(self, path:str, query:str='')->Session:
-        "A new socket; `ConfigError` where none lives."
-        s = self.venue.open(path, query)
-        if s is None: raise ConfigError(f'{self.venue.name}: no socket at {path}')
+        "A new socket; `ConfigError` where none lives or none is let in."
+        self.venue.advance(self.now_ns)
+        s = self.venue.admit(path, query, self.now_ns)
+        if isinstance(s, Reply): raise ConfigError(f'{self.venue.name}: no socket at {path}, HTTP {s.status}')
         return s
 
     def receive(self, s:Session, raw:str|bytes):
         "One frame of a client; the answers go before what it caused."
         self.venue.advance(self.now_ns)
-        at = len(s.out)
-        s.out[at:at] = self.venue.receive(s, raw, self.now_ns)
+        self.venue.hear(s, raw, self.now_ns)
 
-    def frames(self, s:Session)->list[bytes]:
-        "What a socket was sent since this was asked last."
+    def frames(self, s:Session)->list[bytes|Cut]:
+        "What a socket was sent since this was asked last, and what happened to its line."
         out, s.out = s.out, []
         return out

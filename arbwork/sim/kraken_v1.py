@@ -44,9 +44,13 @@ def open(self:KrakenBoth,
     if path not in ('', '/'): return KrakenVenue.open(self, path, query)
     self.sessions += 1
     s = Session(self.sessions, 'v1')
-    s.out.append(_encode({'connectionID': 10**18 + s.id, 'event': 'systemStatus', 'status': 'online', 'version': '1.9.6'}))
-    self.awake[s] = None
+    self.put(s, self.status_frame(s, 'online'))
     return s
+
+@patch
+def status_frame(self:KrakenBoth, s:Session, system:str)->bytes:
+    if s.kind != 'v1': return KrakenVenue.status_frame(self, s, system)
+    return _encode({'connectionID': 10**18 + s.id, 'event': 'systemStatus', 'status': system, 'version': '1.9.6'})
 
 # %% ../../nbs/sim/07_kraken_v1.ipynb #3f9be8ce
 @patch
@@ -148,6 +152,5 @@ def advance(self:KrakenBoth, now_ns:int, most:int=1_000_000)->int: # rows shown
     if self.listeners and now_ns - self.beaten > 1e9*self.slack:
         self.beaten = now_ns
         for s in {s: None for heard in self.listeners.values() for s in heard}:
-            s.out.append(b'{"event":"heartbeat"}' if s.kind == 'v1' else b'{"channel":"heartbeat"}')
-            self.awake[s] = None
+            self.put(s, b'{"event":"heartbeat"}' if s.kind == 'v1' else b'{"channel":"heartbeat"}')
     return shown

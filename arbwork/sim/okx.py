@@ -322,7 +322,7 @@ _LIMITS = {'orders': 60, 'cancels': 60, 'one_order': 60, 'pending': 60, 'history
 @patch
 def visit(self:OkxVenue, name:str, now_ns:int, instrument:str=''):
     "Count a request; one too many is refused."
-    counter = self.recent.setdefault((name, instrument), Rolling(_LIMITS[name], 2))
+    counter = self.recent.setdefault((name, instrument), Rolling(_LIMITS.get(name, 20), 2))
     if not counter.take(now_ns) and self.limited: raise self.slow_down(now_ns)
 
 @patch

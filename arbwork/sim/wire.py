@@ -156,14 +156,14 @@ def publish(self:Venue, name:str, ts_ns:int):
     "Send what is new in a book to those who listen."
     new = self.engine.changes(name)
     if new is None: return
-    for topic, frame in self.spoiled(self.book_frames(name, *new, ts_ns), 'book'): self.send(topic, frame)
+    self.hand_out(self.book_frames(name, *new, ts_ns), 'book')
 
 @patch
 def print(self:Venue, fills:list[Fill], ts_ns:int):
     "Send trades to everybody."
     self.trades.extend(fills)
     if len(self.trades) > 2_000: del self.trades[:1_000]
-    for topic, frame in self.spoiled(self.trade_frames(fills, ts_ns), 'trades'): self.send(topic, frame)
+    self.hand_out(self.trade_frames(fills, ts_ns), 'trades')
 
 @patch
 def tell(self:Venue, events:list[Event], ts_ns:int):
@@ -172,8 +172,7 @@ def tell(self:Venue, events:list[Event], ts_ns:int):
     taken = [f for f in fills if not f.maker]
     if fills: self.print(taken or fills, ts_ns)
     if not self.listeners.get(self.private): return
-    for frame in self.event_frames(events, ts_ns):
-        for topic, x in self.spoiled([frame], 'private'): self.send(topic, x)
+    for frame in self.event_frames(events, ts_ns): self.hand_out([frame], 'private')
 
 # %% ../../nbs/sim/01_wire.ipynb #4aebdad7
 @patch
@@ -197,10 +196,19 @@ def leave(self:Venue, s:Session, topic:str|None=None):
 def heard(self:Venue, topic:str)->bool: return topic in self.listeners
 
 @patch
+def stamped(self:Venue, s:Session, frame:bytes)->bytes: return frame # as this socket gets it
+
+@patch
 def send(self:Venue, topic:str, frame:bytes):
     "Hand one frame to every listener of a topic."
-    for s in self.listeners.get(topic, ()):
-        self.put(s, frame)
+    self.hand_out([(topic, frame)])
+
+@patch
+def hand_out(self:Venue, frames:list[tuple[str, bytes]], where:str=''):
+    "Hand frames to those who listen to their topics, as far as nothing goes wrong with frames of that sort."
+    there = [(s, self.stamped(s, x)) for topic, x in frames for s in self.listeners.get(topic, ())]
+    for s, x in self.spoiled(there, where) if where else there:
+        self.put(s, x)
         self.sent += 1
 
 @patch
@@ -230,18 +238,18 @@ _SPOIL = {'nan': lambda x: PRICE.sub(rb'NaN', x, count=1), 'zero': lambda x: PRI
           'corrupt': lambda x: QTY.sub(lambda m: m[1] + b'%d' % (int(m[2]) + 1), x, count=1), 'checksum': lambda x: SUM.sub(lambda m: m[1] + b'%d' % (int(m[2]) + 1), x, count=1)}
 
 @patch
-def spoiled(self:Venue, frames:list[tuple[str, bytes]], where:str='book')->list[tuple[str, bytes]]:
-    "What becomes of frames under the faults that wait."
+def spoiled(self:Venue, frames:list[tuple[Session, bytes]], where:str='book')->list[tuple[Session, bytes]]:
+    "What becomes of frames under the faults that wait; one fault strikes all that leave at once."
     if not frames or not (self.faults or self.drawn or self.held_up): return frames
     after = self.held_up.pop(where, [])
     if self._fault('lose', where) or self._fault({'book': 'gap', 'private': 'lose_private'}.get(where, '')): frames = []
     if f := self._fault('delay', where):
-        for s in dict.fromkeys(s for topic, _ in frames for s in self.listeners.get(topic, ())): self.stall(s, self.seen_ns + self.wall(f.value))
+        for s in dict.fromkeys(s for s, _ in frames): self.stall(s, self.seen_ns + self.wall(f.value))
     if self._fault('repeat', where): frames = frames*2
-    if self._fault('truncate', where): frames = [(topic, x[:len(x)*2//3]) for topic, x in frames]
+    if self._fault('truncate', where): frames = [(s, x[:len(x)*2//3]) for s, x in frames]
     if where == 'book':
         for kind, spoil in _SPOIL.items():
-            if self._fault(kind): frames = [(topic, spoil(x)) for topic, x in frames]
+            if self._fault(kind): frames = [(s, spoil(x)) for s, x in frames]
     if frames and self._fault('swap', where): frames, self.held_up[where] = [], frames
     return frames + after
 
@@ -294,7 +302,7 @@ def disarm(self:Venue, now_ns:int):
     if self.shut: self._open_again(now_ns)
 
 @patch
-def follow(self:Venue, text:str, now_ns:int, patience_s:float=10.):
+def haunt(self:Venue, text:str, now_ns:int, patience_s:float=10.):
     "Let faults be drawn, as `faults.read_schedule` reads the text, from now on."
     plan = draw_faults(text, self.name)
     def strike(at_ns, f):
@@ -363,7 +371,7 @@ def hear(self:Venue, s:Session, raw:str|bytes, now_ns:int):
     at = len(box)
     replies = self.receive(s, raw, now_ns + self.skew_ns)
     kept, self.swallow, self.gateway = self.swallow, False, False
-    if not kept: box[at:at] = [x for _, x in self.spoiled([('', x) for x in replies], 'answer')]
+    if not kept: box[at:at] = [x for _, x in self.spoiled([(s, x) for x in replies], 'answer')]
     self.awake[s] = None
 
 # %% ../../nbs/sim/01_wire.ipynb #c06b8a0e

@@ -27,6 +27,7 @@ class Levels:
         self.table, self.first, self.end = table, first, end
 
     def pairs(self)->list[tuple[float, float]]: return list(map(tuple, self.table[self.first:self.end].tolist()))
+    def __array__(self, dtype=None, copy=None): return np.array(self.table[self.first:self.end], dtype)
     def __len__(self): return self.end - self.first
     def __iter__(self): return iter(self.pairs())
     def __getitem__(self, i): return self.pairs()[i]

@@ -1,4 +1,6 @@
 "A book as one would first write it, with dictionaries: what `feed.book.Book` is compared with."
+from copy import copy
+
 from arbwork.feed.events import CROSSED, EMPTY, INVALID, LEVELS, VALID
 from arbwork.market import DataError
 
@@ -15,6 +17,11 @@ class Model:
     def reset(self):
         self.sides, self.edges = ({}, {}), [None, None]
         self.state, self.why, self.seq, self.joined_seq, self.ts_venue_ns = EMPTY, '', -1, -1, 0
+
+    def copy(self):
+        new = copy(self)
+        new.sides, new.edges = tuple(map(dict, self.sides)), list(self.edges)
+        return new
 
     def keys(self, side):
         "Prices, best first."
@@ -34,7 +41,7 @@ class Model:
     def apply(self, u):
         old = u.last_seq <= self.seq and not u.ts_venue_ns > self.ts_venue_ns > 0
         if u.snapshot:
-            if old and self.state in (VALID, CROSSED) and self.ts_venue_ns:
+            if (old or 0 < u.ts_venue_ns < self.ts_venue_ns) and self.state in (VALID, CROSSED) and self.ts_venue_ns:
                 self.duplicates += 1
                 return self.state
             self.sides, self.edges = ({}, {}), [None, None]

@@ -1,4 +1,4 @@
-"Kraken's books proved by their checksums: recorded frames of 2021, and ten thousand damaged frames of today's format."
+"Kraken's books proved by their checksums: recorded frames of 2021, and frames of today's format that are lost, doubled or swapped."
 import gzip
 import itertools
 import random
@@ -88,71 +88,17 @@ def top(book): return tuple(book.bids[:10]), tuple(book.asks[:10])
 
 
 def along(stream):
-    "Codec and book before each frame, and what the book holds after it."
+    "What the book holds after each frame."
     codec = Kraken()
-    book, before, after = new_book(codec), [], []
+    book, after = new_book(codec), []
     for raw in stream:
-        before.append((codec._frames.copy(), codec._decimals.copy(), book.copy()))
         assert book.apply(codec.public(raw)[0]) == VALID, book.why
         after.append(top(book))
-    return before, after
-
-
-def resumed(at):
-    codec = Kraken()
-    codec.symbol(PAIR)
-    codec._frames, codec._decimals = at[0].copy(), at[1].copy()
-    return codec, at[2].copy()
-
-
-def hurt(raw, rng, others):
-    b = bytearray(raw)
-    what = rng.choice(['flip', 'cut', 'drop', 'double', 'digit', 'point', 'other', 'chunk'])
-    i = rng.randrange(len(b))
-    if what == 'flip': b[i] = rng.randrange(256)
-    if what == 'cut': del b[i:]
-    if what == 'drop': del b[i]
-    if what == 'double': b.insert(i, b[i])
-    if what == 'chunk': del b[i:i + rng.randrange(2, 40)]
-    if what == 'other': return rng.choice(others)
-    places = [j for j, c in enumerate(b) if (chr(c).isdigit() if what == 'digit' else c == ord('.'))]
-    if what == 'digit': b[rng.choice(places)] = ord(rng.choice('0123456789'))
-    if what == 'point':
-        j = rng.choice(places)
-        del b[j]
-        if rng.random() < .7: b.insert(max(0, j + rng.choice([-2, -1, 1, 2])), ord('.'))
-    return bytes(b)
-
-
-def test_ten_thousand_damaged_frames_never_give_a_book_that_is_silently_wrong(stream):
-    before, after = along(stream)
-    truth, rng = set(after), random.Random(7)
-    refused = dropped = unharmed = 0
-    for _ in range(10_000):
-        i = rng.randrange(1, len(stream) - 1)
-        codec, book = resumed(before[i])
-        raw = hurt(stream[i], rng, stream)
-        try:
-            for u in codec.public(raw):
-                if isinstance(u, BookUpdate) and u.instrument == PAIR: book.apply(u)
-        except DataError as e:
-            assert 'kraken' in str(e)
-            refused += 1
-            continue # the connection is made anew, and the book with it
-        if book.state in (INVALID, CROSSED):
-            assert PAIR in book.why
-            dropped += 1
-            continue
-        assert top(book) in truth, raw
-        try: book.apply(codec.public(stream[i + 1])[0])
-        except DataError: continue
-        if book.state == VALID: assert top(book) == after[i + 1], raw
-        unharmed += 1
-    assert refused > 2_000 and dropped > 1_000 and unharmed > 200, (refused, dropped, unharmed)
+    return after
 
 
 def test_a_lost_doubled_or_swapped_frame_never_gives_a_book_that_is_silently_wrong(stream):
-    _, after = along(stream)
+    after = along(stream)
     for seed in range(60):
         rng, frames = random.Random(seed), list(stream)
         what, i = rng.choice(['lost', 'twice', 'swapped', 'old']), rng.randrange(12, 60)

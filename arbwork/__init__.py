@@ -50,12 +50,14 @@ Modules:
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
 - `arbwork.sim.coinbase`: The Advanced Trade REST API with its signed tokens, and the one socket whose frames are numbered, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
+- `arbwork.sim.faults`: What can go wrong between a venue and a client, each under one name, ordered by hand or drawn from a seed.
 - `arbwork.sim.history`: What a simulated venue says of its past, page by page, as its clients ask for it.
 - `arbwork.sim.inproc`: The simulated venues without a socket: a test asks and is answered, at a time that it says.
 - `arbwork.sim.kraken`: REST under `/0` and version 2 of the socket, with checksums, tokens and a nonce, as their clients expect them.
 - `arbwork.sim.kraken_v1`: Version 1 of Kraken's public socket beside version 2, because clients that others wrote still speak it.
+- `arbwork.sim.limits`: How venues count what they are asked, and when they have had enough.
 - `arbwork.sim.okx`: The v5 REST API for spot, the public and the private socket, as their clients expect them.
-- `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, and days that could.
+- `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, days that could, and a market of triangles.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.
 - `arbwork.sim.wire`: What all simulated venues share between the engine and the sockets: who listens to what, who may do what, and what is made to go wrong.
 - `arbwork.store.backfill`: What a venue still remembers, page by page, and what it does not.
@@ -67,6 +69,7 @@ Modules:
 - `arbwork.store.journal`: What was acknowledged is kept, whatever happens next.
 - `arbwork.store.journal_nats`: The same journal for several machines, in JetStream.
 - `arbwork.store.journal_redis`: The same journal for several machines, in the Redis that is already there.
+- `arbwork.store.lease`: One writer at a time in a tick store that several machines can reach.
 - `arbwork.store.quality`: Which rows may be believed, and how much of a recording may not.
 - `arbwork.store.tables`: What is kept of a market, and of what we did in it, column by column.
 - `arbwork.store.tape`: What was recorded, in a notebook: a table, the board, the whole book of an instant, a stretch played back, and where none of it can be trusted.

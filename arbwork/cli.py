@@ -111,18 +111,23 @@ def sim(
     balance:Annotated[list[str]|None, typer.Option(help='ASSET=QTY at each venue, or VENUE:ASSET=QTY; repeat it')]=None,
     tls:Annotated[tuple[str, str], typer.Option(metavar='CERT KEY', help='all venues on one port by host name, over TLS; with --port 443 also on 8443 and 9443')]=('', ''),
     now:Annotated[bool, typer.Option('--now', help='date the first row now, for clients whose clock is the wall\'s')]=False,
+    faults:Annotated[str, typer.Option(help='what goes wrong while it runs: a seed, one of feed, words, lines, house, all, or such a name with :SEED behind it')]='none',
+    limits:Annotated[bool, typer.Option(help='refuse whoever asks too much, as each venue does')]=True,
+    fee_tiers:Annotated[bool, typer.Option(help="charge on each venue's ladder, moving with the account's own volume, also where the scenario has none")]=False,
     as_json:AsJson=False,
 ):
     "Serve simulated venues over their real protocols on loopback, until interrupted."
     from arbwork.feed.codec import Keys
-    from arbwork.sim.scenarios import cast, load_scenario
+    from arbwork.sim.faults import read_schedule
+    from arbwork.sim.scenarios import FEE_TIERS, cast, load_scenario
     from arbwork.sim.server import serve
+    read_schedule(faults)
     names = [x.strip() for x in venues.split(',')]
-    played = from_hour_on(load_scenario(scenario, seed=seed, venues=cast(names), **(dict(hours=hours) if scenario == 'stress' else {})), from_hour)
+    played = from_hour_on(load_scenario(scenario, seed=seed, venues=cast(names), hours=hours), from_hour)
     keys = Keys(api_key, api_secret, api_passphrase) if api_key else None
     with open_loop() as run:
         run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys, tls=tuple(map(Path, tls)) if all(tls) else None, start_ns=time.time_ns() + int(lead*speed*NS) if now else None, wall=now,
-                  balances=read_balances(names, balance or []),
+                  balances=read_balances(names, balance or []), faults=faults, limits=limits, tiers=FEE_TIERS if fee_tiers else None,
                   on_ready=lambda ready: show(ready | dict(figures=played.figures, sources=played.sources), as_json, 'simulated venues, until Ctrl-C')))
 
 # %% ../nbs/91_cli.ipynb #fc5faa99

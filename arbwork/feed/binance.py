@@ -16,7 +16,7 @@ import msgspec
 
 from .budget import Cost, Limit, Used
 from .codec import BAD, Codec, Request, hmac_hex, http_code, number, plain, refused, step, unknown_order
-from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
+from .events import Balance, BookUpdate, Count, Fill, Millis, NewOrder, Notice, OrderUpdate, Px, Qty, Quote, Trade
 from .levels import with_levels
 from ..market import BUY, SELL, Listing, VenueError
 
@@ -24,14 +24,14 @@ from ..market import BUY, SELL, Listing, VenueError
 MS = 1_000_000
 _Pairs = list[tuple[float, float]]
 
-class _Numbers(msgspec.Struct, forbid_unknown_fields=True): e:str; E:int; s:str; U:int; u:int
+class _Numbers(msgspec.Struct, forbid_unknown_fields=True): e:str; E:Millis; s:str; U:Count; u:Count
 class _NumbersFrame(msgspec.Struct, forbid_unknown_fields=True): stream:str; data:_Numbers
 class _Depth(msgspec.Struct):
-    e:str; E:int; s:str; U:int; u:int; b:_Pairs; a:_Pairs
+    e:str; E:Millis; s:str; U:Count; u:Count; b:_Pairs; a:_Pairs; pu:int|None = None
 class _Ticker(msgspec.Struct):
-    u:int; s:str; b:float; B:float; a:float; A:float
+    u:Count; s:str; b:Qty; B:Qty; a:Qty; A:Qty; e:str = '' # prices are 0 where a side is empty
 class _Trade(msgspec.Struct):
-    e:str; E:int; s:str; t:int; p:float; q:float; T:int; m:bool
+    e:str; E:int; s:str; t:int; p:Px; q:Px; T:Millis; m:bool; X:str = ''
 class _DepthFrame(msgspec.Struct): stream:str; data:_Depth
 class _TickerFrame(msgspec.Struct): stream:str; data:_Ticker
 class _TradeFrame(msgspec.Struct): stream:str; data:_Trade
@@ -46,8 +46,8 @@ class _Said(msgspec.Struct):
     e:str
 class _Other(msgspec.Struct):
     stream:str = ''; id:str|int|None = None; error:_Error|None = None; code:int = 0; msg:str = ''; e:str = ''; data:_Said|None = None
-class _SnapshotNumber(msgspec.Struct, forbid_unknown_fields=True): lastUpdateId:int
-class _Snapshot(msgspec.Struct): lastUpdateId:int; bids:_Pairs; asks:_Pairs
+class _SnapshotNumber(msgspec.Struct, forbid_unknown_fields=True): lastUpdateId:Count
+class _Snapshot(msgspec.Struct): lastUpdateId:Count; bids:_Pairs; asks:_Pairs; E:int|None = None
 
 def _decoder(kind): return msgspec.json.Decoder(kind, strict=False)
 _numbers, _depth, _ticker, _trade, _other = map(_decoder, (_NumbersFrame, _DepthFrame, _TickerFrame, _TradeFrame, _Other))
@@ -106,15 +106,20 @@ def public(self:Binance,
         if b'@depth' in head:
             cut = with_levels(raw, b',"b":', b',"a":', _numbers)
             d, bids, asks = (cut[0].data, *cut[1:]) if cut else ((d := _depth.decode(raw).data), d.b, d.a)
+            if not cut and d.pu is not None: raise _futures('pu')
             return [BookUpdate(self.instrument(d.s), False, d.U, d.u, -1, d.E*MS, bids, asks)]
         if b'@bookTicker' in head:
             d = _ticker.decode(raw).data
-            return [Quote(self.instrument(d.s), d.b, d.B, d.a, d.A, d.u, 0)]
+            if d.e: raise _futures('e')
+            return [Quote(self.instrument(d.s), d.b, d.B, d.a, d.A, d.u, 0)] if d.b and d.a else []
         if b'@trade' in head:
             d = _trade.decode(raw).data
+            if d.X: raise _futures('X')
             return [Trade(self.instrument(d.s), d.p, d.q, SELL if d.m else BUY, str(d.t), d.T*MS)]
         return [self._notice(_other.decode(raw), raw)]
-    except BAD as e: raise self.fault('market frame', e, raw) from e
+    except BAD as e: raise self.unreadable(e, raw) from e
+
+def _futures(name:str)->Exception: return msgspec.ValidationError(f'found {name}, which only futures send, wanted a frame of spot')
 
 @patch
 def _notice(self:Binance, f:_Other, raw:bytes)->Notice:
@@ -123,7 +128,7 @@ def _notice(self:Binance, f:_Other, raw:bytes)->Notice:
     if e: return Notice('error', e.words, str(f.id or ''), error_code(e.code, e.msg))
     if f.id is not None: return Notice('subscribed', '', str(f.id))
     kind = f.e or (f.data.e if f.data else '')
-    if not kind: raise self.fault('market frame', 'neither a stream nor a reply', raw)
+    if not kind: raise msgspec.ValidationError('wanted a stream or a reply')
     return Notice('shutdown' if kind == 'serverShutdown' else 'other', kind)
 
 # %% ../../nbs/feed/02_binance.ipynb #28fd3814
@@ -168,6 +173,7 @@ def snapshot_reply(self:Binance,
     try:
         cut = with_levels(body, b',"bids":', b',"asks":', _snapshot_number)
         d, bids, asks = cut or ((d := _snapshot.decode(body)), d.bids, d.asks)
+        if not cut and d.E is not None: raise _futures('E')
     except BAD as e: raise self.fault(f'{instrument} snapshot', e, body) from e
     return BookUpdate(instrument, True, d.lastUpdateId, d.lastUpdateId, -1, 0, bids, asks)
 

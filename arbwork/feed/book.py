@@ -167,7 +167,7 @@ def apply(self:Book,
     "Take one update; a gap leaves the book INVALID and says so in `why`."
     old = u.last_seq <= self.seq and not u.ts_venue_ns > self.ts_venue_ns > 0
     if u.snapshot:
-        if old and self.state in (VALID, CROSSED) and self.ts_venue_ns:
+        if (old or 0 < u.ts_venue_ns < self.ts_venue_ns) and self.state in (VALID, CROSSED) and self.ts_venue_ns:
             self.duplicates += 1
             return self.state
         return self._take(u)

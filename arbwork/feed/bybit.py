@@ -16,7 +16,7 @@ import msgspec
 
 from .budget import NS, Cost, Limit, Stop, Used
 from .codec import BAD, Codec, Request, http_code, number, plain, refused, step, unknown_order
-from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
+from .events import Balance, BookUpdate, Count, Fill, Millis, NewOrder, Notice, OrderUpdate, Px, Qty, Quote, Trade
 from .levels import with_levels
 from ..market import BUY, SELL, DataError, Listing, VenueError
 
@@ -24,17 +24,19 @@ from ..market import BUY, SELL, DataError, Listing, VenueError
 MS = 1_000_000
 _Pairs = list[tuple[float, float]]
 
-class _Numbers(msgspec.Struct, forbid_unknown_fields=True): s:str; u:int; seq:int = 0
-class _NumbersFrame(msgspec.Struct, forbid_unknown_fields=True): topic:str; type:str; ts:int; data:_Numbers; cts:int = 0
-class _Levels(msgspec.Struct): s:str; b:_Pairs; a:_Pairs; u:int; seq:int = 0
-class _BookFrame(msgspec.Struct): topic:str; type:str; ts:int; data:_Levels; cts:int = 0
-class _PublicTrade(msgspec.Struct): T:int; s:str; S:str; v:float; p:float; i:str
+class _Numbers(msgspec.Struct, forbid_unknown_fields=True): s:str; u:Count; seq:int = 0
+class _NumbersFrame(msgspec.Struct, forbid_unknown_fields=True): topic:str; type:str; ts:Millis; data:_Numbers; cts:Millis = 0
+class _Levels(msgspec.Struct): s:str; b:_Pairs; a:_Pairs; u:Count; seq:int = 0
+class _BookFrame(msgspec.Struct): topic:str; type:str; ts:Millis; data:_Levels; cts:Millis = 0
+class _Best(msgspec.Struct): s:str; b:list[tuple[Qty, Qty]]; a:list[tuple[Qty, Qty]]; u:Count
+class _BestFrame(msgspec.Struct): topic:str; type:str; ts:Millis; data:_Best; cts:Millis = 0
+class _PublicTrade(msgspec.Struct): T:Millis; s:str; S:str; v:Px; p:Px; i:str
 class _TradeFrame(msgspec.Struct): topic:str; ts:int; data:list[_PublicTrade]
 class _Other(msgspec.Struct):
-    op:str = ''; success:bool|None = None; ret_msg:str = ''; req_id:str = ''; topic:str = ''
+    op:str = ''; success:bool|None = None; ret_msg:str = ''; req_id:str = ''; topic:str = ''; request:msgspec.Raw = msgspec.Raw(b'')
 
 def _decoder(kind): return msgspec.json.Decoder(kind, strict=False)
-_numbers, _book, _trade, _other = map(_decoder, (_NumbersFrame, _BookFrame, _TradeFrame, _Other))
+_numbers, _book, _best, _trade, _other = map(_decoder, (_NumbersFrame, _BookFrame, _BestFrame, _TradeFrame, _Other))
 _SIDE = {'Buy': BUY, 'Sell': SELL}
 
 # %% ../../nbs/feed/03_bybit.ipynb #0d95f4b1
@@ -86,19 +88,21 @@ def public(self:Bybit,
     if isinstance(raw, str): raw = raw.encode()
     head = raw[:64]
     try:
-        if b'"orderbook.' in head:
-            cut = None if b'"orderbook.1.' in head else with_levels(raw, b',"b":', b',"a":', _numbers)
-            f, bids, asks = cut or ((f := _book.decode(raw)), f.data.b, f.data.a)
-            d, name, ts_ns = f.data, self.instrument(f.data.s), (f.cts or f.ts)*MS
-            if f.type not in ('snapshot', 'delta'): raise msgspec.ValidationError(f'type {f.type!r}, wanted snapshot or delta')
-            if f.topic.startswith('orderbook.1.'):
-                if not (bids and asks): return []
-                return [Quote(name, *bids[0], *asks[0], d.u, ts_ns)]
-            return [BookUpdate(name, f.type == 'snapshot', d.u, d.u, -1, ts_ns, bids, asks)]
+        if b'"orderbook.' in head: return self._level_frame(raw, b'"orderbook.1.' in head)
         if b'"publicTrade.' in head:
             return [Trade(self.instrument(t.s), t.p, t.v, _SIDE[t.S], t.i, t.T*MS) for t in _trade.decode(raw).data]
         return [self._notice(_other.decode(raw), raw)]
-    except BAD as e: raise self.fault('market frame', e, raw) from e
+    except BAD as e: raise self.unreadable(e, raw) from e
+
+@patch
+def _level_frame(self:Bybit, raw:bytes, best:bool)->list: # BookUpdate or Quote
+    "Levels, or the best of them alone."
+    cut = None if best else with_levels(raw, b',"b":', b',"a":', _numbers)
+    f, bids, asks = cut or ((f := (_best if best else _book).decode(raw)), f.data.b, f.data.a)
+    d, name, ts_ns = f.data, self.instrument(f.data.s), (f.cts or f.ts)*MS
+    if f.type not in ('snapshot', 'delta'): raise msgspec.ValidationError(f'type {f.type!r}, wanted snapshot or delta')
+    if not best: return [BookUpdate(name, f.type == 'snapshot', d.u, d.u, -1, ts_ns, bids, asks)]
+    return [Quote(name, *bids[0], *asks[0], d.u, ts_ns)] if bids and asks and bids[0][0] and asks[0][0] else []
 
 @patch
 def _notice(self:Bybit, f:_Other, raw:bytes)->Notice:
@@ -106,7 +110,9 @@ def _notice(self:Bybit, f:_Other, raw:bytes)->Notice:
     if f.op in ('ping', 'pong') or f.ret_msg == 'pong': return Notice('pong', '', f.req_id)
     if f.success is False: return Notice('error', f.ret_msg, f.req_id, 'other')
     if f.op: return Notice('subscribed' if f.op == 'subscribe' else 'other', f.op, f.req_id)
-    raise self.fault('market frame', 'neither a topic nor a reply', raw)
+    if f.topic: raise msgspec.ValidationError(f'found topic {f.topic!r}, which is not asked for here or older than v5, wanted orderbook or publicTrade')
+    if f.request: raise msgspec.ValidationError('found a reply that repeats its request, as before v5, wanted one with op')
+    raise msgspec.ValidationError('wanted a topic or a reply')
 
 # %% ../../nbs/feed/03_bybit.ipynb #92f31812
 @patch

@@ -73,7 +73,7 @@ class Signer:
     def __repr__(self): return f'Signer({self.kind}, {self.keys!r})'
 
 # %% ../../nbs/feed/01_codec.ipynb #e0606b83
-BAD = msgspec.MsgspecError, KeyError, ValueError # of bytes that are no UTF-8, msgspec says ValueError
+BAD = msgspec.MsgspecError, KeyError, ValueError, RecursionError # of bytes that are no UTF-8, msgspec says ValueError
 
 # %% ../../nbs/feed/01_codec.ipynb #e7bb7772
 def plain(
@@ -124,6 +124,7 @@ class Codec:
     frames_per_s = 0    # frames of ours that a public socket takes in a second; 0: any number
     time_step_ns = 1_000_000 # resolution of the venue's time
     checked_by = ''     # how a book by REST and the feed's are laid side by side: 'seq', 'time', or '' where the feed proves its books itself
+    marks = re.compile(rb'"(?:s|symbol|instId)":"([\w/-]{1,30})"'), re.compile(rb'"(?:u|seqId)":(\d{1,20})') # in a frame: its symbol, its number
 
     def __init__(self,
         listings:dict[str, Listing]|None=None, # by instrument, `BASE-QUOTE`
@@ -173,6 +174,18 @@ def fault(self:Codec,
     "The error for bytes that are not what this venue sends."
     text = bytes(raw[:160]).decode(errors='replace')
     return DataError(f'{self.venue} {what}: {error}; found {text!r}, {len(raw)} bytes')
+
+@patch
+def unreadable(self:Codec,
+    error,     # what is wrong with it
+    raw:bytes, # the frame
+)->DataError:
+    "The error for a frame of a market socket, with the instrument and the number that can still be made out in it."
+    symbol, number = (found[1].decode() if (found := mark.search(raw)) else '' for mark in self.marks)
+    where = ' '.join(x for x in (self.instrument(symbol) if symbol else '', 'market frame', f'at seq {number}' if number else '') if x)
+    text = str(error)
+    if 'wanted' not in text: text = f'wanted{text[8:]}' if text.startswith('Expected') else f'wanted a frame of this venue: {text}'
+    return self.fault(where, text, raw)
 
 @patch
 def signer(self:Codec)->Keys:

@@ -13,6 +13,7 @@ import hmac
 from base64 import b64encode
 from datetime import datetime, timezone
 from decimal import Decimal
+from typing import Annotated
 from urllib.parse import urlencode
 from zlib import crc32
 
@@ -20,21 +21,24 @@ import msgspec
 
 from .budget import Cost, Limit
 from .codec import BAD, Codec, Request, http_code, number, plain, refused, step, unknown_order
-from .events import Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate, Quote, Trade
+from .events import Balance, BookUpdate, Fill, Millis, NewOrder, Notice, OrderUpdate, Px, Qty, Quote, Trade
 from .levels import with_levels
 from ..market import BUY, SELL, DataError, Listing, VenueError, decimal
 
 # %% ../../nbs/feed/04_okx.ipynb #763d6c5b
 MS = 1_000_000
 
+_Seq = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 2)] # -1: none
 class _Level(msgspec.Struct, array_like=True, gc=False): px:float; qty:float # what follows is the number of orders
 class _Arg(msgspec.Struct): channel:str; instId:str = ''
-class _Levels(msgspec.Struct): bids:list[_Level]; asks:list[_Level]; ts:int; seqId:int = -1; prevSeqId:int = -1; checksum:int = 0
+class _Levels(msgspec.Struct): bids:list[_Level]; asks:list[_Level]; ts:Millis; seqId:_Seq = -1; prevSeqId:_Seq = -1; checksum:int = 0
+class _Touch(msgspec.Struct, array_like=True, gc=False): px:Qty; qty:Qty
+class _Best(msgspec.Struct): bids:list[_Touch]; asks:list[_Touch]; ts:Millis; seqId:_Seq = -1
 class _BookFrame(msgspec.Struct): arg:_Arg; action:str; data:list[_Levels]
-class _Numbers(msgspec.Struct, forbid_unknown_fields=True): ts:int; seqId:int = -1; prevSeqId:int = -1; checksum:int = 0
+class _Numbers(msgspec.Struct, forbid_unknown_fields=True): ts:Millis; seqId:_Seq = -1; prevSeqId:_Seq = -1; checksum:int = 0
 class _NumbersFrame(msgspec.Struct, forbid_unknown_fields=True): arg:_Arg; action:str; data:tuple[_Numbers]
-class _BestFrame(msgspec.Struct): arg:_Arg; data:list[_Levels]
-class _PublicTrade(msgspec.Struct): instId:str; tradeId:str; px:float; sz:float; side:str; ts:int
+class _BestFrame(msgspec.Struct): arg:_Arg; data:list[_Best]
+class _PublicTrade(msgspec.Struct): instId:str; tradeId:str; px:Px; sz:Px; side:str; ts:Millis
 class _TradeFrame(msgspec.Struct): arg:_Arg; data:list[_PublicTrade]
 class _Other(msgspec.Struct):
     event:str = ''; op:str = ''; id:str = ''; code:str = ''; msg:str = ''; arg:_Arg|None = None; data:msgspec.Raw = msgspec.Raw(b'')
@@ -108,11 +112,12 @@ def public(self:Okx,
             if b'"bbo-tbt"' in head:
                 f = _best.decode(raw)
                 name = self.instrument(f.arg.instId)
-                return [Quote(name, d.bids[0].px, d.bids[0].qty, d.asks[0].px, d.asks[0].qty, d.seqId, d.ts*MS) for d in f.data if d.bids and d.asks]
+                return [Quote(name, d.bids[0].px, d.bids[0].qty, d.asks[0].px, d.asks[0].qty, d.seqId, d.ts*MS) for d in f.data
+                        if d.bids and d.asks and d.bids[0].px and d.asks[0].px]
             if b'"trades"' in head:
                 return [Trade(self.instrument(t.instId), t.px, t.sz, _SIDE[t.side], t.tradeId, t.ts*MS) for t in _trade.decode(raw).data]
         return [self._notice(_other.decode(raw), raw)]
-    except BAD as e: raise self.fault('market frame', e, raw) from e
+    except BAD as e: raise self.unreadable(e, raw) from e
 
 @patch
 def _updates(self:Okx, f:_BookFrame|_NumbersFrame, parts:list[tuple])->list[BookUpdate]:
@@ -128,10 +133,10 @@ def _notice(self:Okx, f:_Other, raw:bytes)->Notice:
     if f.event == 'notice': return Notice('shutdown', f'{f.code} {f.msg}'.strip(), f.id)
     if f.event: return Notice({'subscribe': 'subscribed', 'login': 'login'}.get(f.event, 'other'), f.event, f.id)
     if f.arg and f.data: return Notice('other', f.arg.channel)
-    raise self.fault('frame', 'neither an event nor data', raw)
+    raise msgspec.ValidationError('wanted an event or data')
 
 # %% ../../nbs/feed/04_okx.ipynb #7e1fc9e5
-class _Snapshot(msgspec.Struct): bids:list[_Level]; asks:list[_Level]; ts:int; seqId:int
+class _Snapshot(msgspec.Struct): bids:list[_Level]; asks:list[_Level]; ts:Millis; seqId:_Seq
 class _SnapshotBody(msgspec.Struct): data:list[_Snapshot]
 _snapshot = _decoder(_SnapshotBody)
 

@@ -516,11 +516,13 @@ app.add_typer(token, name='token')
 def read_secret(
     what:str, # shown at the prompt
 )->str:
-    "A secret from the terminal without echo, or the first line of standard input."
+    "A secret from the terminal without echo, or the first line of standard input; of a private key, all its lines."
     if sys.stdin.isatty():
         import getpass
         return getpass.getpass(f'{what}: ')
-    return sys.stdin.readline().rstrip('\n')
+    text = sys.stdin.readline()
+    while text.startswith('-----BEGIN') and '-----END' not in text and (more := sys.stdin.readline()): text += more
+    return text.rstrip('\n')
 
 # %% ../nbs/91_cli.ipynb #8b730c78
 @token.command('password')

@@ -85,6 +85,7 @@ class VenueSettings(msgspec.Struct, frozen=True):
     taker_bps:float
     latency_ms:float   # from a decision to the matching engine, for backtests
     stale_s:float|None = None # of venues through ccxt: the age at which a book that neither changes nor is confirmed is no longer believed
+    sockets:str = 'websockets' # which client of web sockets: websockets or picows
     check_s:float|None = None # of venues through ccxt: between comparisons of a book with a snapshot by REST; 0: none
 
 class Recording(msgspec.Struct, frozen=True):
@@ -154,6 +155,14 @@ def _text(text:str)->str:
     return text
 _text.wanted = 'some text'
 
+def _one_of(*words:str):
+    "A reader of one of some words."
+    def read(text:str)->str:
+        if text not in words: raise ValueError
+        return text
+    read.wanted = ' or '.join(words)
+    return read
+
 def _names(text:str)->list[str]:
     names = [x.strip() for x in text.split(',')]
     if not all(names) or len(set(names)) < len(names): raise ValueError
@@ -167,7 +176,7 @@ KEYS = {
     'arbwork': dict(var=(_text, 'data/var'), strategies=(_text, 'strategies'), venues=(_names, ...), instruments=(_names, ...),
                     journal=(_url('sqlite', 'redis', 'rediss', 'nats'), 'sqlite:///data/var/journal.db'),
                     ticks=(_url('lmdb', 's3', 's3s'), 'lmdb://data/var/ticks'), board=(_text, 'data/var/board.bin'),
-                    seed=(_whole(0, 2**32 - 1), '20210820')),
+                    seed=(_whole(0, 2**32 - 1), '20210820'), sockets=(_one_of('websockets', 'picows'), 'websockets')),
     'params': {name: (_text, None) for name in Params.__struct_fields__},
     'gates': {name: (_number(-1e9, 1e9), f'{x:g}') for name, x in GATES.items()},
     'api': dict(host=(_text, '127.0.0.1'), port=(_whole(1, 65_535), '8765')),
@@ -309,7 +318,7 @@ def _build(path:Path, parser, lines:dict, main:dict)->Settings:
     except ConfigError as e:
         key = str(e).partition(':')[0].removeprefix('parameter ')
         raise ConfigError(f'{path}:{lines.get(("params", key), 1)}: [params] {e}') from e
-    venues = {name: _venue(path, parser, lines, name) for name in main['venues']}
+    venues = {name: msgspec.structs.replace(_venue(path, parser, lines, name), sockets=main['sockets']) for name in main['venues']}
     api, root = _section(path, parser, lines, 'api', KEYS['api']), path.parent
     return Settings(path=path, var=(root/main['var']).resolve(), strategies=(root/main['strategies']).resolve(),
                     journal=_rooted(root, main['journal']), ticks=_sized(_rooted(root, main['ticks']), main['map_size']), board=(root/main['board']).resolve(),

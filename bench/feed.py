@@ -222,7 +222,8 @@ def receive(who: str, kind: str, port: int, n: int) -> dict:
     warm()
     gc.collect()
     gc.freeze()
-    return uvloop.run(receive_arbwork(kind, port, n, None))
+    from arbwork.feed.sockets import client
+    return uvloop.run(receive_arbwork(kind, port, n, client(who.partition('-')[2] or 'websockets')))
 
 
 def receiver(who: str, kind: str, venue: Venue, n: int) -> dict:
@@ -234,7 +235,7 @@ def receiver(who: str, kind: str, venue: Venue, n: int) -> dict:
     return json.loads(done.stdout)
 
 
-RECEIVERS = {'ccxt.pro': 'ccxt', 'ccxt.pro on uvloop': 'ccxt-uvloop', 'arbwork on websockets': 'arbwork'}
+RECEIVERS = {'ccxt.pro': 'ccxt', 'ccxt.pro on uvloop': 'ccxt-uvloop', 'arbwork on websockets': 'arbwork', 'arbwork on picows': 'arbwork-picows'}
 
 
 @contextmanager

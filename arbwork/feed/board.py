@@ -109,7 +109,9 @@ class BoardPart(BoardWriter):
         end:int,       # the one after the last
     ):
         at = BoardReader(path)
-        self.path, self.slots, self.ring, self.part = Path(path), at.slots, at.ring_size, range(_checked(first, at.slots), _checked(end - 1, at.slots) + 1)
+        for slot in (first, end - 1):
+            if not 0 <= slot < at.slots: raise _outside(slot, at.slots)
+        self.path, self.slots, self.ring, self.part = Path(path), at.slots, at.ring_size, range(first, end)
         self._lock = os.open(f'{self.path}.{first}-{end}.lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

@@ -58,10 +58,13 @@ class Counter:
         kind, span = self.limit.kind, self.span_ns
         if kind == 'rolling':
             while self.spent and now_ns - self.spent[0][0] >= span: self.used -= self.spent.popleft()[1]
+            if self.spent and self.spent[-1][0] > now_ns + span: self.spent.clear() # the clock was set back
             if not self.spent: self.used = 0.
         elif kind == 'aligned':
             if now_ns//span != self.since_ns//span: self.since_ns, self.used = now_ns, 0.
-        else: self.used, self.since_ns = max(0., self.used - self.most*max(0, now_ns - self.since_ns)/span), max(now_ns, self.since_ns)
+        else:
+            if self.since_ns > now_ns + span: self.since_ns, self.used = now_ns, 0.
+            self.used, self.since_ns = max(0., self.used - self.most*max(0, now_ns - self.since_ns)/span), max(now_ns, self.since_ns)
         return self.used
 
     def add(self, units:float, now_ns:int):

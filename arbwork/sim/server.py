@@ -287,7 +287,7 @@ async def run(self:World):
     "Do what is due when its time comes."
     while True:
         now = self.clock.now_ns()
-        shown = sum(d.venue.advance(now, most=64) for d in self.doors.values())
+        for d in self.doors.values(): d.venue.advance(now, most=64)
         for d in self.doors.values(): d.wake()
         self.stirred.clear()
         due = min((t for d in self.doors.values() if (t := d.venue.next_ns()) is not None), default=None)

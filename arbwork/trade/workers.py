@@ -65,7 +65,8 @@ async def send(
     if state(name) != INTENT: return
     if not link.live: return give('order', refused_order(place, 'venue_down', 'not sent, no connection'))
     give('sent', Sent(name))
-    try: word = await link.place(place.order)
+    leave = link.place if place.why == 'open' else getattr(link, 'hedge', link.place) # a part of a venue's budget is kept for what is urgent
+    try: word = await leave(place.order)
     except NO_WORD as e:
         code = getattr(e, 'code', 'unknown_outcome')
         if code in REFUSALS: give('order', refused_order(place, code, str(e)))

@@ -8,6 +8,7 @@ many seconds of processor time it took.
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
@@ -40,7 +41,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m bench', description=__doc__.splitlines()[0])
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'of {", ".join(BENCHES)}; otherwise all')
     parser.add_argument('--json', action='store_true', help='one JSON object a row')
+    parser.add_argument('--quick', action='store_true', help='a hundredth of the size, where a bench knows one: to see that it runs')
     args = parser.parse_args()
+    if args.quick: os.environ['BENCH_QUICK'] = '1'
     unknown = set(args.names) - set(BENCHES)
     if unknown: parser.error(f'found {sorted(unknown)}, wanted some of {list(BENCHES)}')
     print(f'{"bench":<14}{"lane":<34}{"unit":<12}{"p50":>12}{"p99":>12}{"ratio":>10}  baseline') if not args.json else None

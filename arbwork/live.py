@@ -293,7 +293,10 @@ def run(args)->dict: # see `session.summary`
     try:
         journal = open_journal(settings.journal)
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop: return loop.run(session(args, settings, journal, log))
+            lease = journal.lease('trading', claim=claim)
+            try:
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop: return loop.run(session(args, settings, journal, log))
+            finally: lease.release()
         finally: journal.close()
     finally: claim.release()
 

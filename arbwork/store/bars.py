@@ -90,6 +90,7 @@ def merge(self:Ticks,
     "Write rows once, wherever in time they belong."
     self._claim(symbol)
     try:
+        self._unchanged(symbol)
         offsets = self._offsets(symbol)
         if not len(frame) or journal_offset <= offsets.get(journal_id, 0): return Merged()
         if not frame.index.is_monotonic_increasing: frame = frame.sort_index(kind='stable')
@@ -106,6 +107,7 @@ def merge(self:Ticks,
             self.library.update(symbol, both, metadata=meta, date_range=(both.index[0], both.index[-1]), prune_previous_versions=True)
     except (ArcticException, RuntimeError, OSError) as e: raise self._refusal('written', e) from e
     self._known.pop(symbol, None)
+    self._surely(symbol)
     self._writes[symbol] = self._writes.get(symbol, 0) + 1
     return done
 

@@ -388,10 +388,12 @@ async def _once(self:Child)->tuple[int, str]: # exit code, and how it ended
 class _Open:
     "What a collection holds while it runs, each let go in turn."
     def __init__(self, settings:Settings):
-        self.claims, self.journal, self.ticks, self.board = [], None, None, None
+        self.claims, self.leases, self.journal, self.ticks, self.board = [], [], None, None, None
         try:
             for name in settings.venues: self.claims.append(Claim(settings.var/'locks'/f'collect-{name}.lock', f'collector of {name}'))
-            self.journal, self.ticks = open_journal(settings.journal), Ticks(settings.ticks)
+            self.journal = open_journal(settings.journal)
+            self.leases += [self.journal.lease(x.what, claim=x) for x in self.claims]
+            self.ticks = Ticks(settings.ticks)
             self.ticks.migrate()
             self.slots = slots_of(settings)
             self.board = BoardWriter(settings.board, sum(map(len, self.slots.values())))
@@ -405,9 +407,9 @@ class _Open:
     def close(self):
         "Let go of all; the first thing that goes wrong is raised at the end."
         wrong = None
-        for x in (self.board, self.ticks, self.journal):
-            try:
-                if x: x.close()
+        ends = [x.close for x in (self.board, self.ticks) if x] + [self.journal.flush]*bool(self.leases) + [x.release for x in self.leases] + [self.journal.close]*bool(self.journal)
+        for end in ends:
+            try: end()
             except ArbworkError as e: wrong = wrong or e
         for claim in self.claims: claim.release()
         if wrong: raise wrong

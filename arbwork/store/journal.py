@@ -110,7 +110,9 @@ class Lease:
         if self._over.is_set(): return
         self._over.set()
         if self._thread and self._thread is not threading.current_thread(): self._thread.join(self.ttl_s)
-        if self._end and not self.lost: self._end()
+        try:
+            if self._end and not self.lost: self._end()
+        except ArbworkError as e: self.told = str(e) # it lapses by itself
 
 # %% ../../nbs/store/00_journal.ipynb #517056cb
 class Entry(msgspec.Struct, frozen=True):

@@ -30,7 +30,8 @@ from fastcore.basics import patch
 from ..clock import utc
 from ..feed.events import BOOK, LEVELS, VALID
 from ..market import ArbworkError, ConfigError, DataError, Listing
-from .journal import Claim
+from .journal import Claim, without_secret
+from .lease import bucket_at, lease_in
 from .tables import FEEDS, PROBLEMS, QUALITY, TABLES, VERSION, Problem, problem_rows, row_problems, table, words_text
 
 # %% ../../nbs/store/01_ticks.ipynb #7532cda5
@@ -120,7 +121,7 @@ class Ticks:
         map_size:str='32GB',  # how large an LMDB file may become, where the address does not say; the same in every process
         create:bool=True,     # otherwise a store that is not there is a `DataError`
     ):
-        if not uri.startswith(('lmdb://', 's3://', 's3s://')): raise DataError(f'tick store: found {uri!r}, wanted lmdb:///PATH or s3://...')
+        if not uri.startswith(('lmdb://', 's3://', 's3s://')): raise DataError(f'tick store: found {without_secret(uri)!r}, wanted lmdb:///PATH or s3://...')
         plain, _, query = uri.partition('?')
         self.uri, self.where = uri, f'tick store {plain}' # what follows may hold keys of S3
         self.path = Path(plain.removeprefix('lmdb://')) if uri.startswith('lmdb://') else None
@@ -128,7 +129,7 @@ class Ticks:
         self.map_bytes = size_of(said or map_size)
         elsewhere = Path(tempfile.gettempdir())/f'arbwork-{hashlib.sha256(uri.encode()).hexdigest()[:16]}'
         self._locks = Path(f'{self.path or elsewhere}.locks')
-        self._claims, self._writes, self._known, self._migrated = {}, {}, {}, False
+        self._claims, self._leases, self._writes, self._known, self._migrated = {}, {}, {}, {}, False
         if self.path and not create and not (self.path/LIBRARY).is_dir(): raise DataError(f'{self.where}: not there; it is made by `arbwork collect`')
         key = (os.getpid(), plain)
         self._store = _open.get(key)
@@ -159,8 +160,9 @@ def _refusal(self:Ticks, verb:str, e:Exception)->DataError:
 @patch
 def close(self:Ticks):
     "Let other writers in, and let go of the store."
+    for lease, lock in self._leases.values(): lease.release(), lock.release()
     for claim in self._claims.values(): claim.release()
-    self._claims, self._store, self._known = {}, None, {}
+    self._claims, self._leases, self._store, self._known = {}, {}, None, {}
 
 @patch
 def filled(self:Ticks)->float: # 0 to 1; 0 for a store elsewhere
@@ -277,11 +279,42 @@ MOST_JOURNALS = 200 # whose offsets a symbol remembers, the newest
 @patch
 def _claim(self:Ticks, symbol:str):
     "Be the only writer of a symbol; two would lose each other's rows without a word."
-    if symbol in self._claims: return
+    if symbol in self._claims: return self._surely(symbol)
     if not self._migrated: self.migrate()
     if symbol not in self._claims:
-        self._claims[symbol] = Claim(self._locks/f'{symbol.replace("/", "_")}.lock', f'writer of {symbol.replace("/", " ")} in {self.where}')
+        claim = Claim(self._locks/f'{symbol.replace("/", "_")}.lock', f'writer of {symbol.replace("/", " ")} in {self.where}')
+        try: self._lent(symbol)
+        except BaseException: claim.release(); raise
+        self._claims[symbol] = claim
 
+# %% ../../nbs/store/01_ticks.ipynb #40ae2538
+@patch
+def _lent(self:Ticks, symbol:str):
+    "In a store that other machines can reach: be the only one that writes this room and venue."
+    if self.path is not None or os.environ.get('ARBWORK_S3_LEASE') == 'none': return
+    group = '/'.join(symbol.split('/')[:2])
+    if group in self._leases: return self._surely(symbol)
+    lock = Claim(self._locks/f'{group.replace("/", "_")}.group', f'writer of {group.replace("/", " ")} in {self.where}')
+    try: self._leases[group] = lease_in(bucket_at(self.uri), group, lock.identity), lock
+    except BaseException:
+        lock.release()
+        raise
+
+@patch
+def _surely(self:Ticks, symbol:str):
+    "Raise unless the right to write is still ours."
+    lease, _ = self._leases.get('/'.join(symbol.split('/')[:2]), (None, None))
+    if lease: lease.check()
+
+@patch
+def _unchanged(self:Ticks, symbol:str):
+    "Raise when another machine has written since our last write; in a store of this machine nobody can have."
+    if self.path is not None or symbol not in self._known: return
+    ours, _ = self._known.pop(symbol)
+    if (found := self._offsets(symbol)) != ours:
+        raise DataError(f'{self.where}: {symbol.replace("/", " ")}: another machine has written, found offsets {found}, wanted {ours}; rows of the two may be missing there, those in the journal are safe')
+
+# %% ../../nbs/store/01_ticks.ipynb #905966c3
 @patch
 def _offsets(self:Ticks, symbol:str)->dict[str, int]:
     "The last offset by journal that a symbol holds."
@@ -302,6 +335,7 @@ def _write(self:Ticks, symbol:str, frame:pd.DataFrame, journal_offset:int, journ
     "Append a frame once; rows older than what is stored are merged in by time."
     self._claim(symbol)
     try:
+        self._unchanged(symbol)
         if symbol not in self._known:
             there = self.library.has_symbol(symbol)
             self._known[symbol] = self._offsets(symbol), self._ask('get_description', symbol).date_range[1].value if there else None
@@ -318,6 +352,7 @@ def _write(self:Ticks, symbol:str, frame:pd.DataFrame, journal_offset:int, journ
         else: self.library.append(symbol, frame, metadata=meta, prune_previous_versions=False, validate_index=False)
     except (ArcticException, RuntimeError, OSError) as e: raise self._refusal('written', e) from e
     self._known[symbol] = meta['offsets'], max(frame.index[-1].value, last or 0)
+    self._surely(symbol)
     self._writes[symbol] = self._writes.get(symbol, 0) + 1
     return len(frame)
 
@@ -446,6 +481,7 @@ def quality_offset(self:Ticks, venue:str, journal_id:str='')->int: # 0 when ther
 # %% ../../nbs/store/01_ticks.ipynb #0a9d39c9
 @patch
 def _compact(self:Ticks, symbol:str):
+    self._claim(symbol)
     try:
         self.library.compact_data(symbol, prune_previous_versions=True)
         self.library.prune_previous_versions(symbol)

@@ -89,7 +89,7 @@ async def by_cryptofeed(name):
     from cryptofeed.defines import L2_BOOK
     books = []
     async def on_book(book, ts): books.append((book.exchange, max(book.book.bids.keys()) < min(book.book.asks.keys())))
-    feed = getattr(exchanges, name)(symbols=[NAME], channels=[L2_BOOK], callbacks={L2_BOOK: on_book}, max_depth=10)
+    feed = await asyncio.to_thread(getattr(exchanges, name), symbols=[NAME], channels=[L2_BOOK], callbacks={L2_BOOK: on_book}, max_depth=10) # it asks REST without letting others run
     feed.start(asyncio.get_running_loop())
     try:
         async with asyncio.timeout(15):
@@ -114,6 +114,11 @@ async def by_python_binance():
 
 
 async def main():
+    import binance # noqa: F401 (all imports before anybody connects: they take seconds in which no socket is answered)
+    import ccxt.pro # noqa: F401
+    import cryptofeed.exchanges # noqa: F401
+
+    import arbwork.feed.wire # noqa: F401
     from arbwork.settings import load_settings
     sim, ready = await simulator()
     out = {'ready': {k: ready[k] for k in ('venues', 'hints')}}

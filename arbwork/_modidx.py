@@ -1271,6 +1271,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink.order': ('feed/wire.html#tradelink.order', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink.place': ('feed/wire.html#tradelink.place', 'arbwork/feed/wire.py'),
+                                   'arbwork.feed.wire.TradeLink.signing_ns': ( 'feed/wire.html#tradelink.signing_ns',
+                                                                               'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink.start': ('feed/wire.html#tradelink.start', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink.sync_clock': ( 'feed/wire.html#tradelink.sync_clock',
                                                                                'arbwork/feed/wire.py'),

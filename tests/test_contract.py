@@ -147,7 +147,7 @@ def loop():
 def world(loop):
     names = sorted({name.removeprefix('ccxt:') for name in CONNECTORS})
     async def begin():
-        w = World(names, load_scenario('link-2021-08-20', venues=tuple(names)), 0, SPEED, KEYS, None, 0.)
+        w = World(names, load_scenario('link-2021-08-20', venues=tuple(names)), 0, SPEED, KEYS, None, 0., limits=False)
         await w.start()
         return w
     w = loop(begin())

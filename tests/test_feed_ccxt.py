@@ -57,7 +57,7 @@ def venue_at(id, at): return VenueSettings(f'ccxt:{id}', at['rest'], at['public_
 
 @contextlib.asynccontextmanager
 async def world(id, scenario, speed=30., lead_s=0.):
-    w = World([id], scenario, 0, speed, KEYS, None, lead_s)
+    w = World([id], scenario, 0, speed, KEYS, None, lead_s, limits=False)
     at = (await w.start())['venues'][id]
     try: yield w.doors[id], venue_at(id, at), w.clock
     finally: await w.stop()

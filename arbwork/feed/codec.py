@@ -116,6 +116,7 @@ class Codec:
     _signer = None
     joins_by_rest = False # whether snapshots come by REST; otherwise they come by socket with the subscription
     recv_window_ms = 5_000 # how old a signed request may be when it arrives
+    counts = False # whether requests are signed with a counter and not with the venue's time
     signs_with = ('hmac',) # the kinds of `Signer` that this venue takes
     limits = ()         # of `feed.budget.Limit`
     idle_s, patience_s = 5., 5. # a socket silent for so long is asked whether it lives, and given up when it does not answer

@@ -115,6 +115,7 @@ _plain_number = re.compile(rb'\d+(\.\d+)?').fullmatch
 class Kraken(Codec):
     "The wire of Kraken spot."
     venue = 'kraken'
+    counts = True # a nonce: our own clock goes on from one start to the next, what we know of Kraken's may fall back by a second
     depth = LEVELS
     heartbeat_s = 20.
     kinds = {'book': {'channel': 'book', 'depth': LEVELS}, 'quote': {'channel': 'ticker', 'event_trigger': 'bbo'},

@@ -527,6 +527,11 @@ def venue_ns(self:TradeLink)->int:
     "The venue's time as well as we know it, never ahead of it."
     return self.clock.now_ns() + self.offset.safe_ns
 
+@patch
+def signing_ns(self:TradeLink)->int:
+    "The time to sign with: the venue's, or our own where it is only a counter."
+    return self.clock.now_ns() if self.codec.counts else self.venue_ns()
+
 @patch(as_prop=True)
 def offset_ns(self:TradeLink)->int:
     "How far the venue's clock is ahead of ours, at least."
@@ -623,7 +628,7 @@ async def _session(self:TradeLink, channel:Channel, started):
     async with open_socket(self.connect, channel.address) as ws:
         if channel.connections: await self.sync_clock()
         if self.codec.token_request: await self._fetch_token()
-        for raw in channel.login(self.venue_ns()):
+        for raw in channel.login(self.signing_ns()):
             await ws.send(raw, text=True)
             async with asyncio.timeout(self.timeout_s): await self._answered(ws)
         channel.ws, channel.connections, channel.renew = ws, channel.connections + 1, renewal(self.codec, self.rng)
@@ -825,7 +830,7 @@ async def _ask(self:TradeLink,
     urgent:bool=False,
 ):
     for last in (False, True):
-        try: return await self.rest(make(self.venue_ns()), read, urgent)
+        try: return await self.rest(make(self.signing_ns()), read, urgent)
         except VenueError as e:
             if last or e.code != 'clock': raise
             self.on_problem('clock', str(e))

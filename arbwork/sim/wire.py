@@ -162,7 +162,7 @@ def publish(self:Venue, name:str, ts_ns:int):
 def print(self:Venue, fills:list[Fill], ts_ns:int):
     "Send trades to everybody."
     self.trades.extend(fills)
-    if len(self.trades) > 2_000: del self.trades[:1_000]
+    if len(self.trades) > 20_000: del self.trades[:10_000]
     self.hand_out(self.trade_frames(fills, ts_ns), 'trades')
 
 @patch

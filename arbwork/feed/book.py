@@ -123,6 +123,9 @@ class Book:
         self._bytes = memoryview(self._state).cast('B')[:ROW.size]
         self.reset()
 
+    def __getstate__(self): return {k: x for k, x in self.__dict__.items() if k != '_bytes'} # a view of `_state`, made anew with a copy
+    def __setstate__(self, x): self.__dict__.update(x, _bytes=memoryview(x['_state']).cast('B')[:ROW.size])
+
     @property
     def where(self)->str: return f'{self.venue} {self.instrument}'
     @property

@@ -407,7 +407,7 @@ class _Open:
     def close(self):
         "Let go of all; the first thing that goes wrong is raised at the end."
         wrong = None
-        ends = [x.close for x in (self.board, self.ticks) if x] + [self.journal.flush]*bool(self.leases) + [x.release for x in self.leases] + [self.journal.close]*bool(self.journal)
+        ends = [x.close for x in (self.board, self.ticks) if x] + ([self.journal.flush] if self.leases else []) + [x.release for x in self.leases] + ([self.journal.close] if self.journal else [])
         for end in ends:
             try: end()
             except ArbworkError as e: wrong = wrong or e

@@ -397,11 +397,11 @@ def test_a_jump_of_the_venues_clock_is_a_problem_of_its_own_and_stats_say_where_
         venue.rest = {'/v5/market/time': lambda: (200, msgspec.json.encode(dict(retCode=0, result=dict(timeNano=str(WallClock().now_ns() + ahead[0])))))}
         async with venue.link(clock_s=0.05) as (link, events, problems):
             await link.start()
-            assert 2_900 < link.health['clock_offset_ms'] <= 3_001 and link.offset_ns <= 3*NS
+            assert 2_900 < link.health['clock_offset_ms'] < 3_100 and link.offset_ns < 3.1*NS
             ahead[0] = 9*NS
             await until(lambda: 'clock' in [k for k, _ in problems])
             assert 'wanted 300' in problems[0][1] or 'wanted 299' in problems[0][1]
-            assert 8.9*NS < link.offset_ns <= 9*NS
+            assert 8.9*NS < link.offset_ns < 9.1*NS
         told = []
         async with venue.open():
             feed = MarketFeed(Bybit(), venue.addresses, {PAIR: 0}, WallClock(), lambda row: None, on_problem=lambda *x: told.append(x), clock_s=0.05)
@@ -410,7 +410,7 @@ def test_a_jump_of_the_venues_clock_is_a_problem_of_its_own_and_stats_say_where_
             await until(lambda: feed.stats['clock_offset_ms'])
             ahead[0] = -2*NS
             await until(lambda: 'clock' in [k for k, _ in told])
-            assert -2_100 < feed.stats['clock_offset_ms'] < -1_990 and feed.stats['clock_error_ms'] < 100
+            assert -2_100 < feed.stats['clock_offset_ms'] < -1_900 and feed.stats['clock_error_ms'] < 100
             task.cancel()
     run(main())
 

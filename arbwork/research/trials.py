@@ -69,7 +69,6 @@ class Trials:
         try:
             db = sqlite3.connect(self.path, timeout=60)
             try:
-                db.execute('PRAGMA journal_mode=WAL')
                 with db: yield db
             finally: db.close()
         except sqlite3.DatabaseError as e: raise DataError(f'trials {self.path}: {e}; wanted a ledger of trials, or nothing there') from e

@@ -39,6 +39,7 @@ Modules:
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.
 - `arbwork.research.recommend`: What to change next, by how much it would have paid on books that were not used for choosing it.
 - `arbwork.research.report`: A study and a session, as a person reads them: figures that need no network, and words that carry their numbers.
+- `arbwork.research.study`: From a grid to *promote* or *do not, because*: search, weigh, doubt, conclude.
 - `arbwork.research.sweep`: Many parameter sets through the live kernel, and one vectorbt Portfolio at the end.
 - `arbwork.research.trials`: Everything that was ever tried, counted once, so that the winner can be charged for all of it.
 - `arbwork.serve.api`: See and steer a running session from elsewhere, through the journal alone.

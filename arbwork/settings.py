@@ -115,6 +115,8 @@ class Settings(msgspec.Struct, frozen=True):
     api_port:int
     seed:int
     recording:Recording = Recording()
+    workers:int = 1                # processes of a sweep
+    dask:str = ''                  # address of a scheduler; a sweep runs there instead
 
     @property
     def root(self)->Path: return self.path.parent
@@ -170,7 +172,8 @@ def _names(text:str)->list[str]:
 _names.wanted = 'names with commas between them, each once'
 
 # %% ../nbs/02_settings.ipynb #69d33e8c
-GATES = dict(min_trades=30., min_dsr=0.95, max_pbo=0.5, min_oos_sharpe=0., max_suspect_share=0.05, min_folds_positive=0.6)
+GATES = dict(min_trades=30., min_dsr=0.95, max_pbo=0.5, min_oos_sharpe=0., max_suspect_share=0.05, min_folds_positive=0.6, max_spa=0.05, min_track_share=1.,
+             max_placebo_share=0.5, max_suspect_pnl_share=0.05)
 
 KEYS = {
     'arbwork': dict(var=(_text, 'data/var'), strategies=(_text, 'strategies'), venues=(_names, ...), instruments=(_names, ...),
@@ -179,6 +182,7 @@ KEYS = {
                     seed=(_whole(0, 2**32 - 1), '20210820'), sockets=(_one_of('websockets', 'picows'), 'websockets')),
     'params': {name: (_text, None) for name in Params.__struct_fields__},
     'gates': {name: (_number(-1e9, 1e9), f'{x:g}') for name, x in GATES.items()},
+    'research': dict(workers=(_whole(1, 256), '1'), dask=(_url('tcp', 'tls'), None)),
     'api': dict(host=(_text, '127.0.0.1'), port=(_whole(1, 65_535), '8765')),
     'venue': dict(rest=(_url('http', 'https'), ...), public_ws=(_url('ws', 'wss'), ...), private_ws=(_url('ws', 'wss'), ...),
                   trade_ws=(_url('ws', 'wss'), ...), maker_bps=(_number(-100, 500), ...), taker_bps=(_number(-100, 500), ...),
@@ -319,8 +323,9 @@ def _build(path:Path, parser, lines:dict, main:dict)->Settings:
         key = str(e).partition(':')[0].removeprefix('parameter ')
         raise ConfigError(f'{path}:{lines.get(("params", key), 1)}: [params] {e}') from e
     venues = {name: msgspec.structs.replace(_venue(path, parser, lines, name), sockets=main['sockets']) for name in main['venues']}
-    api, root = _section(path, parser, lines, 'api', KEYS['api']), path.parent
+    api, research, root = _section(path, parser, lines, 'api', KEYS['api']), _section(path, parser, lines, 'research', KEYS['research']), path.parent
     return Settings(path=path, var=(root/main['var']).resolve(), strategies=(root/main['strategies']).resolve(),
                     journal=_rooted(root, main['journal']), ticks=_sized(_rooted(root, main['ticks']), main['map_size']), board=(root/main['board']).resolve(),
                     instruments=main['instruments'], venues=venues, params=params, gates=_section(path, parser, lines, 'gates', KEYS['gates']),
-                    api_host=api['host'], api_port=api['port'], seed=main['seed'], recording=_recording(main))
+                    api_host=api['host'], api_port=api['port'], seed=main['seed'], recording=_recording(main), workers=research['workers'],
+                    dask=research.get('dask', ''))

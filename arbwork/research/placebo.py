@@ -85,6 +85,7 @@ def placebos(
     *,
     delays_s=DELAYS_S,      # of one venue's news
     lags=(1,),              # of all news, in events
+    relabel:bool=True,      # False saves compiling another kernel
     **how,                  # of `backtest`: inventory, latency_ns, fee_in, ...
 )->pd.DataFrame: # placebo, detail, trades, pnl, share: of what the truth earned, NaN where that is not above 0
     "The truth first, then each way of spoiling what the strategy knows."
@@ -97,7 +98,7 @@ def placebos(
         slots = [k for k, x in enumerate(universe.listings) if x.venue == venue]
         for s in delays_s: run('late news', f'{venue} {s:g} s', delayed(rows, slots, s), unaware(params, s))
     for n in lags: run('lag', f'{n} event' + 's'*(n > 1), lagged(rows, n), unaware(params, float(np.max(np.diff(rows['ts_recv_ns']), initial=0))*n/NS))
-    run('relabelled', 'orders go astray', rows, params, relabelled(strategy, universe))
+    if relabel: run('relabelled', 'orders go astray', rows, params, relabelled(strategy, universe))
     out = pd.DataFrame(lines, columns=['placebo', 'detail', 'trades', 'pnl'])
     return out.assign(share=out['pnl']/out['pnl'][0] if out['pnl'][0] > 0 else np.nan)
 

@@ -109,10 +109,11 @@ class Charge(msgspec.Struct, frozen=True):
 def charge(self:Trials,
     study:str,       # see `Setting.study`
     bucket_s:float,  # of the returns that are judged
+    until_ns:int=2**63 - 1, # trials made later are not counted, so that a study can be repeated
 )->Charge:
     "How many trials a study has seen, and how widely they scattered."
     with self._open() as db:
-        found = db.execute('SELECT sharpe_second, setting, made_ns FROM trial WHERE study = ?', (study,)).fetchall()
+        found = db.execute('SELECT sharpe_second, setting, made_ns FROM trial WHERE study = ? AND made_ns <= ?', (study, until_ns)).fetchall()
     if not found: return Charge(0, 0., 0, 0)
     sharpes = np.array([x for x, _, _ in found])
     return Charge(len(found), float(sharpes.var(ddof=1))*bucket_s if len(found) > 1 else 0., len({s for _, s, _ in found}), min(t for _, _, t in found))

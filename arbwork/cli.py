@@ -11,8 +11,8 @@ __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 
            'venue_table', 'recording', 'working', 'show_imports', 'import_', 'backfill', 'execute_notebook',
            'parameter_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret',
            'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list',
-           'vault_remove', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'check_venue', 'doctor', 'demo',
-           'compile_kernels', 'version']
+           'vault_remove', 'kill', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'check_venue', 'doctor',
+           'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -572,7 +572,7 @@ def vault_init(settings:SettingsFile=None, as_json:AsJson=False):
 
 @vault.command('put')
 def vault_put(
-    venue:str,
+    venue:Annotated[str, typer.Argument(help='as in the settings; NAME:watchdog for keys of `arbwork kill` and `arbwork watchdog` alone')],
     key:Annotated[str, typer.Option(help='the key itself; its secret is read from the terminal or standard input')],
     with_passphrase:Annotated[bool, typer.Option(help='OKX: read a third word, the passphrase of the key, after the secret')]=False,
     settings:SettingsFile=None, as_json:AsJson=False,
@@ -580,7 +580,7 @@ def vault_put(
     "Keep an exchange's API key and secret."
     from arbwork.serve.vault import open_vault
     s = load_settings(settings)
-    if venue not in s.venues: raise ConfigError(f'vault: found venue {venue!r}, wanted one of {", ".join(s.venues)}, those of {s.path}')
+    if venue.removesuffix(':watchdog') not in s.venues: raise ConfigError(f'vault: found venue {venue!r}, wanted one of {", ".join(s.venues)}, those of {s.path}')
     open_vault(s).put(venue, dict(key=key, secret=read_secret(f'secret of {venue}'), passphrase=read_secret(f'passphrase of {venue}') if with_passphrase else ''))
     show(dict(venue=venue, kept=True), as_json)
 
@@ -596,6 +596,23 @@ def vault_remove(venue:str, settings:SettingsFile=None, as_json:AsJson=False):
     from arbwork.serve.vault import open_vault
     open_vault(load_settings(settings)).remove(venue)
     show(dict(venue=venue, removed=True), as_json)
+
+# %% ../nbs/91_cli.ipynb #5738738a
+@app.command()
+def kill(
+    flatten:Annotated[bool, typer.Option('--flatten', help='also bring back legs that stand alone; otherwise they are only named')]=False,
+    reason:Annotated[str, typer.Option(help='kept with the halt')]='',
+    settings:SettingsFile=None, clock_speed:Speed=1.0, as_json:AsJson=False,
+):
+    "Halt the bot, cancel every order of its, on request flatten; also when it hangs or is gone."
+    import msgspec
+
+    from arbwork.serve.guard import kill as stop_it
+    s = load_settings(settings)
+    with open_loop() as run:
+        done = run(stop_it(s, flatten=flatten, by=f'arbwork kill{f": {reason}" if reason else ""}', speed=clock_speed, say=lambda text: say.print(text, markup=False, soft_wrap=True)))
+    show(msgspec.to_builtins(done) | dict(flat=not done.left and not done.open_trades, code=done.code), as_json, 'kill')
+    if done.code: raise typer.Exit(done.code)
 
 # %% ../nbs/91_cli.ipynb #5d9b7fbb
 def check_versions()->list[tuple[str, bool, str, str]]: # (what, good, found, how to mend it)

@@ -80,7 +80,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _entry(venue:str, keys)->dict:
     "Checked keys of a venue; no message repeats a secret."
     given = msgspec.structs.asdict(keys) if isinstance(keys, msgspec.Struct) else dict(keys)
-    if not (venue.removeprefix('ccxt:').isidentifier() and venue == venue.lower()): raise ConfigError(f'vault: venue: found {venue!r}, wanted a name such as binance or ccxt:bitstamp')
+    if not (venue.removeprefix('ccxt:').removesuffix(':watchdog').isidentifier() and venue == venue.lower()): raise ConfigError(f'vault: venue: found {venue!r}, wanted a name such as binance or ccxt:bitstamp')
     unknown = sorted(set(given) - set(_Entry.__struct_fields__))
     if unknown: raise ConfigError(f'vault: {venue}: unknown field {unknown[0]!r}, wanted key, secret, passphrase')
     for name in _Entry.__struct_fields__:

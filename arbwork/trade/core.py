@@ -23,11 +23,11 @@ from ..decide.contract import INTENT as INTENT_ROW
 from ..decide.cross import STEPS, lone_leg
 from ..decide.edge import net_edge_bps
 from ..decide.risk import ACTIVE, BY_PERSON, CAUSES, HALTED, PAUSED, RISK_STATES, mark, new_risk, release
-from ..feed.events import BOOK, VALID, Fill, OrderUpdate
+from ..feed.events import BOOK, VALID, Fill, NewOrder, OrderUpdate
 from ..market import BUY, SELL, ArbworkError, ConfigError, DataError, decimal
 from .ledger import Difference, Ledger, differences
-from .order import (ABSENT, DONE, FILLED, FINAL, HEDGING, INTENT, REJECTED, SENT, STRANDED, UNKNOWN, UNWINDING, WORKING,
-                                 Alert, Ask, Cancel, Fetch, Place, client_id, new_order, order_step, tradable_qty, trade_step)
+from .order import (ABSENT, DONE, FILLED, FINAL, GUARD_LEG, HEDGING, INTENT, REJECTED, SENT, STRANDED, UNKNOWN, UNWINDING, WORKING,
+                                 Alert, Ask, Cancel, Fetch, Place, client_id, new_order, order_step, parse_client_id, tradable_qty, trade_step)
 
 # %% ../../nbs/trade/02_core.ipynb #f37e05cc
 class SessionStart(msgspec.Struct, frozen=True):
@@ -425,11 +425,28 @@ def _silence(self:Core, now_ns:int, s:Silence):
     else: o.cancelling = False
     self._after(self.all_trades[o.place.trade], now_ns)
 
+# %% ../../nbs/trade/02_core.ipynb #32d6c468
+@patch
+def _of(self:Core, f:VenueFill, now_ns:int)->OrderState|None:
+    "Whose fill it is: an order of ours, one of a watchdog that continues a trade of ours, or None."
+    o, whose = self.orders.get(f.client_id), parse_client_id(f.client_id)
+    if not whose or whose[0] != self.start.session or whose[2] < GUARD_LEG or (f.venue, f.fill_id) in self.ledger.seen: return o
+    t, slot = self.all_trades.get(whose[1]), next((i for i, x in enumerate(self.listings) if (x.venue, x.instrument) == (f.venue, f.instrument)), None)
+    if t is None or slot is None: return o
+    qty = f.qty + (o.place.order.qty if o else 0)
+    place = Place(t.id, whose[2], slot, f.venue, NewOrder(f.client_id, f.instrument, f.side, qty, f.px), 'unwind')
+    if o is not None: o.place = place; return o
+    o = self.orders[f.client_id] = OrderState(place, 0., now_ns, now_ns)
+    o.state, o.why = FILLED, 'brought back from outside'
+    t.orders.append(o)
+    self.made.append(Alert('brought_back', f'trade {t.id}: {f.client_id} at {f.venue}, sent by a watchdog or a person'))
+    return o
+
 # %% ../../nbs/trade/02_core.ipynb #386a0eb7
 @patch
 def _fill(self:Core, now_ns:int, f:VenueFill):
     "An execution, by socket or by asking."
-    o = self.orders.get(f.client_id)
+    o = self._of(f, now_ns)
     if o is None: return self._stranger(f.client_id, f.venue)
     if f.venue != o.place.venue: raise DataError(f'fill {f.fill_id} of {f.client_id}: found venue {f.venue}, wanted {o.place.venue}')
     if not self.ledger.book(f.venue, f): return

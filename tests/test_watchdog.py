@@ -1,0 +1,113 @@
+"Someone outside: kill with the bot alive, hanging and gone; the watchdog; the drill. Real processes against simulated venues over loopback."
+import asyncio
+import json
+import signal
+import sys
+import time
+from decimal import Decimal
+
+import msgspec
+import pytest
+from test_trade_live import KEYS, PAIR, VENUES, WISHES, Bot, balances, home, hurt, said, until, whole, world
+
+from arbwork.feed.events import NewOrder
+from arbwork.market import BUY
+from arbwork.serve.guard import Reach, kill
+from arbwork.serve.vault import open_vault
+from arbwork.trade.core import Command, Status, replay
+from arbwork.trade.order import client_id
+from arbwork.trade.reconcile import session_entries, sessions, unheard_halt
+
+SPEED = 20.
+
+
+async def arbwork(*args, seconds=60):
+    "A command as a person gives it: exit code, its JSON, what it said."
+    p = await asyncio.create_subprocess_exec(sys.executable, '-m', 'arbwork', *map(str, args), '--json', stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    out, err = await asyncio.wait_for(p.communicate(), seconds)
+    return p.returncode, json.loads(out) if out.strip() else None, err.decode()
+
+
+def change(w, begin):
+    "What an asset moved by, over all venues, since `begin`."
+    now = balances(w)
+    return {a: sum(now[v].get(a, 0) - begin[v].get(a, 0) for v in now) for a in ('LINK', 'USDT')}
+
+
+def flat(w, begin): "But for fees, which a venue may take in the base."; return abs(change(w, begin)['LINK']) < Decimal('0.4')
+
+
+async def lone_leg(w, bot):
+    "Hang the bot while it has one leg: Bybit swallows its order, and says nothing."
+    before = balances(w)['binance']['LINK']
+    await hurt(w, 'bybit', kind='status', value=503, n=50, where='socket')
+    await until(lambda: bot.process.poll() is not None or balances(w)['binance']['LINK'] != before)
+    bot.process.send_signal(signal.SIGSTOP)
+    assert bot.process.poll() is None
+
+
+def test_kill_when_the_bot_listens(tmp_path):
+    async def main():
+        async with world(tmp_path) as (w, settings, journal):
+            with Bot(settings, '--session', 'day') as bot:
+                await until(lambda: bot.process.poll() is not None or ((s := said(journal)) and s.trades >= 1))
+                code, result, text = await arbwork('kill', '--settings', settings.path, '--clock-speed', SPEED, '--reason', 'a test')
+                assert code == 0 and (result['bot'], result['journal'], result['flat'], result['session']) == ('answered', 'halted', True, 'day'), (result, text)
+                assert result['reached'] and not result['orders'] and said(journal).state == 'halted' and 'a test' in said(journal).why
+                bot.process.send_signal(signal.SIGTERM)
+                code, end, log = await bot.ended()
+                assert code == 0 and end['state'] == 'halted', log
+            whole(w, journal, 'day')
+    asyncio.run(main())
+
+
+def test_a_person_can_stop_what_is_gone_without_a_journal(tmp_path):
+    async def main():
+        async with world(tmp_path) as (w, settings, journal):
+            journal.close()
+            settings_elsewhere = msgspec.structs.replace(settings, journal=f'sqlite:///{tmp_path}/none/journal.db')
+            async with Reach(settings, open_vault(settings), SPEED) as hands:
+                link = hands.links['binance']
+                await link.place(NewOrder(client_id('gone', 1, 0, 0), PAIR, BUY, Decimal('10'), Decimal('20'), 'GTC'))
+                await link.place(NewOrder('web_7', PAIR, BUY, Decimal('10'), Decimal('19'), 'GTC'))
+                bought = await link.place(NewOrder(client_id('gone', 2, 0, 0), PAIR, BUY, Decimal('12'), Decimal('30'), 'IOC'))
+                assert bought.filled_qty == 12
+            named = await kill(settings_elsewhere, open_vault(settings), speed=SPEED)
+            assert named.code == 1 and named.cancelled == ['gone-1-0-0'] and named.foreign == ['web_7'] and 'gone trade 2: +12 LINK' in named.left[0] and 'no journal' in named.journal
+            begin = balances(w)
+            done = await kill(settings_elsewhere, open_vault(settings), speed=SPEED, flatten=True)
+            assert done.code == 0 and not done.left and [(o['venue'], o['side'], o['filled']) for o in done.orders] == [('binance', 'sell', '12')]
+            assert change(w, begin)['LINK'] == -12 and [o.client_id for o in w.venues['binance'].engine.orders.values() if o.open] == ['web_7']
+            again = await kill(settings_elsewhere, open_vault(settings), speed=SPEED, flatten=True)
+            assert again.code == 0 and not again.orders
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize('then', ['wakes', 'is started again'])
+def test_kill_when_the_bot_hangs_and_nothing_is_undone_twice(tmp_path, then):
+    async def main():
+        patient = msgspec.structs.replace(WISHES, deadline_s=120., cooldown_s=60.)
+        async with world(tmp_path, params=patient) as (w, settings, journal):
+            begin = balances(w)
+            with Bot(settings, '--session', 'night') as bot:
+                await until(lambda: bot.process.poll() is not None or said(journal))
+                await lone_leg(w, bot)
+                for v in w.venues.values(): v.faults.clear()
+                assert not flat(w, begin)
+                code, result, text = await arbwork('kill', '--flatten', '--settings', settings.path, '--clock-speed', SPEED)
+                assert code == 0 and result['bot'] == 'silent' and result['journal'] == 'kept' and len(result['orders']) >= 1, (result, text)
+                assert flat(w, begin) and unheard_halt(journal)
+                if then == 'wakes':
+                    bot.process.send_signal(signal.SIGCONT)
+                    await until(lambda: said(journal).state == 'halted' and not said(journal).open_trades, 60)
+                    bot.process.send_signal(signal.SIGTERM)
+                    code, end, log = await bot.ended(60)
+                    assert code == 0 and end['reconciled'] and 'stood_still' in log, log
+                else: bot.process.kill()
+            if then != 'wakes':
+                with Bot(settings, '--session', 'day', '--seconds', '2', name='again') as bot:
+                    code, end, log = await bot.ended(60)
+                    assert code == 0 and end['recovered'][0]['clean'] and (end['state'], end['trades']) == ('halted', 0), log
+            core = whole(w, journal, 'night')
+            assert flat(w, begin) and any('-90-' in name for name in core.orders)
+    asyncio.run(main())

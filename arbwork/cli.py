@@ -11,8 +11,8 @@ __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 
            'venue_table', 'recording', 'working', 'show_imports', 'import_', 'backfill', 'execute_notebook',
            'parameter_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret',
            'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list',
-           'vault_remove', 'kill', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'check_venue', 'doctor',
-           'demo', 'compile_kernels', 'version']
+           'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port', 'check_clock',
+           'check_venue', 'doctor', 'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -613,6 +613,46 @@ def kill(
         done = run(stop_it(s, flatten=flatten, by=f'arbwork kill{f": {reason}" if reason else ""}', speed=clock_speed, say=lambda text: say.print(text, markup=False, soft_wrap=True)))
     show(msgspec.to_builtins(done) | dict(flat=not done.left and not done.open_trades, code=done.code), as_json, 'kill')
     if done.code: raise typer.Exit(done.code)
+
+# %% ../nbs/91_cli.ipynb #ff804ab6
+@app.command()
+def watchdog(
+    silence:Annotated[float, typer.Option(callback=above(0), help='wall seconds without a word of the bot')]=5.0,
+    margin:Annotated[float, typer.Option(callback=above(0), help="times the bot's own limits on exposure and loss in force")]=1.2,
+    grace:Annotated[float, typer.Option(callback=above(0), help='wall seconds that a bot which answers has to become flat by itself')]=3.0,
+    check:Annotated[float, typer.Option(callback=above(0), help='wall seconds between two comparisons of balances')]=5.0,
+    once:Annotated[bool, typer.Option('--once', help='end after the first trip')]=False,
+    settings:SettingsFile=None, clock_speed:Speed=1.0, as_json:AsJson=False,
+):
+    "Watch over the bot from outside: halt it, cancel, bring lone legs back, when it is silent or past its limits."
+    from arbwork.serve.watch import watch
+    from arbwork.trade.watchdog import Bounds
+    s = load_settings(settings)
+    tell = lambda text: say.print(text, markup=False, soft_wrap=True)
+    async def go():
+        stop = asyncio.Event()
+        for sign in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+        return await watch(s, bounds=Bounds(silence, margin, 3, grace), speed=clock_speed, stop=stop, once=once, check_s=check, say=tell,
+                           on_ready=lambda about: tell(f'watching {about["journal"]} with hands at {", ".join(about["venues"])}' + ''.join(f'; {v}: {e}' for v, e in about['errors'].items())))
+    with open_loop() as run: done = run(go())
+    show(done, as_json, 'watchdog')
+    if done['trips']: raise typer.Exit(1)
+
+@app.command()
+def drill(
+    kind:Annotated[str, typer.Option(help='freeze, kill or both')]='both',
+    silence:Annotated[float, typer.Option(callback=above(0), help='after which the watchdog trips, wall seconds')]=2.0,
+    out:Annotated[Path|None, typer.Option(help='where logs and journals are kept; otherwise nowhere')]=None,
+    as_json:AsJson=False,
+):
+    "Stop a simulated bot while one of its legs stands alone, and prove that the watchdog brings it back."
+    from arbwork.serve.drill import drill as rounds
+    if kind not in ('freeze', 'kill', 'both'): raise ConfigError(f'--kind: found {kind!r}, wanted freeze, kill or both')
+    with open_loop() as run: done = run(rounds(('freeze', 'kill') if kind == 'both' else (kind,), out, silence, lambda text: say.print(text, markup=False, soft_wrap=True)))
+    if as_json: print(json.dumps(done))
+    else:
+        for r in done['rounds']: show(r | dict(orders=len(r['orders'])), False, f'drill: {r["kind"]}')
+    if not done['ok']: raise typer.Exit(1)
 
 # %% ../nbs/91_cli.ipynb #5d9b7fbb
 def check_versions()->list[tuple[str, bool, str, str]]: # (what, good, found, how to mend it)

@@ -7,16 +7,18 @@ import time
 from decimal import Decimal
 
 import msgspec
-import pytest
-from test_trade_live import KEYS, PAIR, VENUES, WISHES, Bot, balances, home, hurt, said, until, whole, world
+from test_trade_live import PAIR, WISHES, Bot, balances, hurt, said, until, whole, world
 
 from arbwork.feed.events import NewOrder
 from arbwork.market import BUY
+from arbwork.serve.drill import drill
 from arbwork.serve.guard import Reach, kill
 from arbwork.serve.vault import open_vault
-from arbwork.trade.core import Command, Status, replay
+from arbwork.serve.watch import watch
+from arbwork.trade.core import Command
 from arbwork.trade.order import client_id
-from arbwork.trade.reconcile import session_entries, sessions, unheard_halt
+from arbwork.trade.reconcile import unheard_halt
+from arbwork.trade.watchdog import Bounds
 
 SPEED = 20.
 
@@ -26,6 +28,12 @@ async def arbwork(*args, seconds=60):
     p = await asyncio.create_subprocess_exec(sys.executable, '-m', 'arbwork', *map(str, args), '--json', stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await asyncio.wait_for(p.communicate(), seconds)
     return p.returncode, json.loads(out) if out.strip() else None, err.decode()
+
+
+async def tell(journal, verb):
+    at = time.time_ns()
+    journal.append('control', 'command', msgspec.msgpack.encode(Command(f'{verb}{at}', verb, {}, 'kit')), ts_ns=at, key=f'{verb}{at}').wait()
+    await until(lambda: any(e.key == f'{verb}{at}' for e in journal.read('control-ack')))
 
 
 def change(w, begin):
@@ -46,11 +54,19 @@ async def lone_leg(w, bot):
     assert bot.process.poll() is None
 
 
-def test_kill_when_the_bot_listens(tmp_path):
+def test_balances_that_differ_trip_the_watchdog_and_then_a_person_kills(tmp_path):
     async def main():
-        async with world(tmp_path) as (w, settings, journal):
+        async with world(tmp_path, params=msgspec.structs.replace(WISHES, cooldown_s=200.)) as (w, settings, journal):
             with Bot(settings, '--session', 'day') as bot:
                 await until(lambda: bot.process.poll() is not None or ((s := said(journal)) and s.trades >= 1))
+                w.venues['bybit'].engine.free['USDT'] -= Decimal('3.21')
+                watched = await asyncio.wait_for(watch(settings, open_vault(settings), bounds=Bounds(silence_s=30.), speed=SPEED, check_s=0.2, once=True), 60)
+                trip = watched['trips'][0]
+                assert trip['trip']['code'] == 'mismatch' and 'bybit USDT' in trip['trip']['detail'] and (trip['did']['bot'], trip['did']['left']) == ('answered', []), watched
+                assert said(journal).state == 'halted' or await until(lambda: said(journal).state == 'halted')
+                w.venues['bybit'].engine.free['USDT'] += Decimal('3.21')
+                await tell(journal, 'release')
+                await until(lambda: said(journal).state == 'active')
                 code, result, text = await arbwork('kill', '--settings', settings.path, '--clock-speed', SPEED, '--reason', 'a test')
                 assert code == 0 and (result['bot'], result['journal'], result['flat'], result['session']) == ('answered', 'halted', True, 'day'), (result, text)
                 assert result['reached'] and not result['orders'] and said(journal).state == 'halted' and 'a test' in said(journal).why
@@ -83,8 +99,7 @@ def test_a_person_can_stop_what_is_gone_without_a_journal(tmp_path):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize('then', ['wakes', 'is started again'])
-def test_kill_when_the_bot_hangs_and_nothing_is_undone_twice(tmp_path, then):
+def test_kill_when_the_bot_hangs_and_nothing_is_undone_twice(tmp_path):
     async def main():
         patient = msgspec.structs.replace(WISHES, deadline_s=120., cooldown_s=60.)
         async with world(tmp_path, params=patient) as (w, settings, journal):
@@ -97,17 +112,17 @@ def test_kill_when_the_bot_hangs_and_nothing_is_undone_twice(tmp_path, then):
                 code, result, text = await arbwork('kill', '--flatten', '--settings', settings.path, '--clock-speed', SPEED)
                 assert code == 0 and result['bot'] == 'silent' and result['journal'] == 'kept' and len(result['orders']) >= 1, (result, text)
                 assert flat(w, begin) and unheard_halt(journal)
-                if then == 'wakes':
-                    bot.process.send_signal(signal.SIGCONT)
-                    await until(lambda: said(journal).state == 'halted' and not said(journal).open_trades, 60)
-                    bot.process.send_signal(signal.SIGTERM)
-                    code, end, log = await bot.ended(60)
-                    assert code == 0 and end['reconciled'] and 'stood_still' in log, log
-                else: bot.process.kill()
-            if then != 'wakes':
-                with Bot(settings, '--session', 'day', '--seconds', '2', name='again') as bot:
-                    code, end, log = await bot.ended(60)
-                    assert code == 0 and end['recovered'][0]['clean'] and (end['state'], end['trades']) == ('halted', 0), log
+                bot.process.send_signal(signal.SIGCONT)
+                await until(lambda: said(journal).state == 'halted' and not said(journal).open_trades, 60)
+                bot.process.send_signal(signal.SIGTERM)
+                code, end, log = await bot.ended(60)
+                assert code == 0 and end['reconciled'] and 'stood_still' in log, log
             core = whole(w, journal, 'night')
             assert flat(w, begin) and any('-90-' in name for name in core.orders)
     asyncio.run(main())
+
+
+def test_a_bot_that_is_killed_with_one_leg_is_brought_home(tmp_path):
+    done = asyncio.run(drill(('kill',), tmp_path))
+    r = done['rounds'][0]
+    assert done['ok'] and r['lone_qty'] and r['code'] == 'silence' and r['state'] == 'halted' and r['reconciled'] and abs(r['residual_qty']) < 0.3 and not r['doubled'], done

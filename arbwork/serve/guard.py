@@ -185,7 +185,7 @@ async def own_end(wire:Wire, out:Kill, patience_s:float, say):
 # %% ../../nbs/serve/05_guard.ipynb #ff4e6bda
 def hands_errors(settings:Settings, hands:Hands)->dict[str, str]: return {v: 'not reached' for v in settings.venues if v not in hands.links}
 
-async def by_hand(hands:Hands, out:Kill, flatten:bool, say):
+async def by_hand(hands:Hands, out:Kill, flatten:bool, say, only:str=''):
     "Cancel and look at every venue; flatten on request."
     for c in await hands.clear():
         out.reached.append(c.venue)
@@ -195,8 +195,8 @@ async def by_hand(hands:Hands, out:Kill, flatten:bool, say):
         if c.error: out.errors[c.venue] = c.error
         say(f'{c.venue}: {len(c.cancelled)} orders cancelled, {len(c.resting)} still rest, {len(c.foreign)} of others left alone' + (f'; {c.error}' if c.error else ''))
     if not out.reached: return
-    left, deaf = await (hands.flatten() if flatten else hands.lone())
-    out.orders, out.left = hands.said, [str(x) for x in left]
+    left, deaf = await (hands.flatten(only=only) if flatten else hands.lone(only=only))
+    out.orders, hands.said, out.left = hands.said, [], [str(x) for x in left]
     out.errors |= deaf
     for o in out.orders: say(f'sent {o.get("order", "")} at {o["venue"]}: {o.get("side", "")} {o.get("qty", "")} at {o.get("px", "")}: {o.get("status", "")} {o.get("filled", "")} {o.get("why", "")}'.rstrip())
     for x in out.left: say(f'stands alone: {x}' + ('' if flatten else '; --flatten brings it back'))

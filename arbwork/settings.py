@@ -172,8 +172,8 @@ def _names(text:str)->list[str]:
 _names.wanted = 'names with commas between them, each once'
 
 # %% ../nbs/02_settings.ipynb #69d33e8c
-GATES = dict(min_trades=30., min_dsr=0.95, max_pbo=0.5, min_oos_sharpe=0., max_suspect_share=0.05, min_folds_positive=0.6, max_spa=0.05, min_track_share=1.,
-             max_placebo_share=0.5, max_suspect_pnl_share=0.05)
+GATES = dict(min_trades=30., min_dsr=0.95, max_oos_loss=0.1, min_oos_sharpe=0., max_suspect_share=0.05, min_folds_positive=0.6, max_spa=0.05, min_track_share=1.,
+             max_suspect_pnl_share=0.05)
 
 KEYS = {
     'arbwork': dict(var=(_text, 'data/var'), strategies=(_text, 'strategies'), venues=(_names, ...), instruments=(_names, ...),

@@ -8,8 +8,8 @@ not do for anybody else."""
 
 # %% auto #0
 __all__ = ['RECORDED', 'STRESS', 'LIVE', 'WORLDS', 'LIVE_S', 'LATENCY_MS', 'STUDY_FIGURES', 'Children', 'tail', 'failed',
-           'result_of', 'rehearsal', 'free_ports', 'Stages', 'World', 'record', 'study', 'say_to', 'trade', 'steer',
-           'busiest_hour', 'play', 'write_json', 'summarise', 'tell', 'run_demo']
+           'result_of', 'rehearsal', 'free_ports', 'Stages', 'World', 'patient', 'record', 'study', 'say_to', 'trade',
+           'steer', 'busiest_hour', 'play', 'write_json', 'summarise', 'tell', 'run_demo']
 
 # %% ../../nbs/desk/10_demo.ipynb #122d6205
 import configparser
@@ -100,6 +100,7 @@ def rehearsal(
     addresses:dict[str, str], # venue to host:port
     instrument:str,        # BASE-QUOTE
     api_port:int,          # of the control API
+    wishes=None,           # parameters that differ from the person's
 )->Path: # of the new settings.ini
     "The person's settings with simulated venues for real ones, and a folder of its own for what is written."
     parser = configparser.ConfigParser(interpolation=None)
@@ -107,6 +108,7 @@ def rehearsal(
     parser['arbwork'].update(venues=', '.join(addresses), instruments=instrument, var='.', strategies=str(settings.strategies),
                              journal='sqlite:///journal.db', ticks='lmdb://ticks', board='board.bin')
     parser['api'] = dict(host='127.0.0.1', port=str(api_port))
+    parser['params'].update({name: str(x) for name, x in (wishes or {}).items()})
     for venue, address in addresses.items():
         ws = f'ws://{address}'
         parser[f'venue:{venue}'].update(rest=f'http://{address}', public_ws=ws, private_ws=ws, trade_ws=ws)
@@ -175,13 +177,19 @@ class World:
     def __exit__(self, *what): self.children.stop(self.process)
 
 # %% ../../nbs/desk/10_demo.ipynb #41cfb252
+def patient(
+    speed:float, # market seconds a wall second
+)->dict: # parameters
+    "A clock that runs so much faster makes seconds of the machine's milliseconds; how old a book may be has to allow for twenty of them."
+    return dict(max_age_s=max(5., round(.02*speed)), max_skew_s=max(1., round(.002*speed)))
+
 def record(
     children:Children, settings:Settings, out:Path,
     world:World,  # what to record, all of it
     update,       # progress
 )->dict: # what `arbwork collect` reports
     "Record everything that a world plays."
-    path = rehearsal(settings, out, world.addresses, world.about['instrument'], settings.api_port)
+    path = rehearsal(settings, out, world.addresses, world.about['instrument'], settings.api_port, patient(world.speed))
     child = children.start(f'collect-{out.name}', 'arbwork', 'collect', '--settings', path, '--clock-speed', world.speed,
                            '--until', _iso(parse_ns(world.about['last']) + int(world.speed*NS)), '--json')
     start, lasts = time.monotonic(), world.about['wall_seconds'] + 3

@@ -73,6 +73,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     best_gross_bps:float|None   # best gross edge seen at the touch
     gross_share:float           # of decisions that saw a gross edge
     reasons:dict[str, int]      # decisions of the winner by reason, and 'trade'
+    oos_loss:float|None = None  # of all splits in halves, the share whose winner loses money unseen
     spa:float|None = None       # Hansen's probability of such a best trial if none had skill
     track_share:float|None = None   # of the minimum track record length, how much the unseen windows are
     placebo_share:float|None = None # of its profit, what the winner still earns with news of one venue ten minutes late
@@ -86,7 +87,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     manifest:str = ''           # file name, when promoted
 
 # %% ../../nbs/research/03_promote.ipynb #72a158d8
-FIGURES = dict(min_trades='trades', min_dsr='dsr', max_pbo='pbo', min_oos_sharpe='oos_sharpe', max_suspect_share='suspect_share',
+FIGURES = dict(min_trades='trades', min_dsr='dsr', max_pbo='pbo', max_oos_loss='oos_loss', min_oos_sharpe='oos_sharpe', max_suspect_share='suspect_share',
                min_folds_positive='folds_positive', min_profit_twin_fees='twin_fees_pnl', max_spa='spa', min_track_share='track_share',
                max_placebo_share='placebo_share', max_suspect_pnl_share='suspect_pnl_share', min_anchored_sharpe='anchored_sharpe',
                min_capacity='capacity_quote', min_fee_room='fee_room')

@@ -211,7 +211,7 @@ def conclude(
                   folds=len(e.walked.splits), folds_positive=e.walked.positive(e.begun), suspect_share=share, twin_fees_pnl=doubts.twin_fees.pnl_quote,
                   twin_latency_pnl=doubts.twin_latency.pnl_quote, winner_pnl=winner.pnl_quote, winner_trades=winner.funnel['trade'],
                   best_gross_bps=float(known.max()) if len(known) else None, gross_share=float((known > 0).sum()/len(gross)),
-                  reasons={k: int(v) for k, v in winner.funnel.items() if v}, spa=e.spa, track_share=e.track_share, placebo_share=doubts.placebo_share,
+                  reasons={k: int(v) for k, v in winner.funnel.items() if v}, spa=e.spa, oos_loss=e.overfit.loss if e.overfit else None, track_share=e.track_share, placebo_share=doubts.placebo_share,
                   suspect_pnl_share=pnl_share, anchored_sharpe=e.anchored_sharpe, capacity_quote=doubts.capacity_quote, fee_room=doubts.fee_room)
     study = msgspec.structs.replace(study, gates=gates(study, thresholds))
     return msgspec.structs.replace(study, promoted=all(g.passed for g in study.gates) and bool(study.gates), recommendation=recommend(study))

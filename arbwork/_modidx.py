@@ -160,6 +160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arbwork.desk.demo.busiest_hour': ('desk/demo.html#busiest_hour', 'arbwork/desk/demo.py'),
                                    'arbwork.desk.demo.failed': ('desk/demo.html#failed', 'arbwork/desk/demo.py'),
                                    'arbwork.desk.demo.free_ports': ('desk/demo.html#free_ports', 'arbwork/desk/demo.py'),
+                                   'arbwork.desk.demo.patient': ('desk/demo.html#patient', 'arbwork/desk/demo.py'),
                                    'arbwork.desk.demo.play': ('desk/demo.html#play', 'arbwork/desk/demo.py'),
                                    'arbwork.desk.demo.record': ('desk/demo.html#record', 'arbwork/desk/demo.py'),
                                    'arbwork.desk.demo.rehearsal': ('desk/demo.html#rehearsal', 'arbwork/desk/demo.py'),

@@ -16,6 +16,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arbwork.cli.drill': ('cli.html#drill', 'arbwork/cli.py'),
                              'arbwork.cli.execute_notebook': ('cli.html#execute_notebook', 'arbwork/cli.py'),
                              'arbwork.cli.from_hour_on': ('cli.html#from_hour_on', 'arbwork/cli.py'),
+                             'arbwork.cli.grid_values': ('cli.html#grid_values', 'arbwork/cli.py'),
                              'arbwork.cli.import_': ('cli.html#import_', 'arbwork/cli.py'),
                              'arbwork.cli.kill': ('cli.html#kill', 'arbwork/cli.py'),
                              'arbwork.cli.live': ('cli.html#live', 'arbwork/cli.py'),

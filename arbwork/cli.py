@@ -9,10 +9,10 @@ are wrong, 3 the data may not be believed, 4 a venue said no, 130 interrupted.""
 __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 'token', 'vault', 'above', 'show', 'main',
            'market_clock', 'sim', 'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'rates_of',
            'venue_table', 'recording', 'working', 'show_imports', 'import_', 'backfill', 'execute_notebook',
-           'parameter_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret',
-           'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list',
-           'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port', 'check_clock',
-           'check_venue', 'doctor', 'demo', 'compile_kernels', 'version']
+           'parameter_values', 'grid_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api',
+           'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put',
+           'vault_list', 'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port',
+           'check_clock', 'check_venue', 'doctor', 'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -413,11 +413,25 @@ def parameter_values(
         except json.JSONDecodeError: out[name] = value
     return out
 
+def grid_values(
+    given:list[str], # PARAMETER=VALUE,VALUE,...
+)->dict: # parameter to values
+    "A grid from the command line; `-p grid={...}` takes the same as JSON."
+    out = {}
+    for text in given:
+        name, equals, values = text.partition('=')
+        if not equals or not name.isidentifier() or not values: raise ConfigError(f'grid: found {text!r}, wanted PARAMETER=VALUE,VALUE,...')
+        out[name] = list(parameter_values([f'x={v.strip()}'])['x'] for v in values.split(','))
+    return out
+
 @app.command()
 def research(
     name:Annotated[str, typer.Argument(help='a notebook in strategies/, e.g. cross')],
     settings:SettingsFile=None,
     out:Annotated[Path|None, typer.Option(help='folder for the executed notebook and study.json')]=None,
+    start:Annotated[str, typer.Option('--from', help='UTC, e.g. 2021-08-20T00:30; otherwise the first tick')]='',
+    end:Annotated[str, typer.Option('--to', help='UTC, excluded; otherwise after the last tick')]='',
+    grid:Annotated[list[str]|None, typer.Option(help='PARAMETER=VALUE,VALUE,... to try; repeat it')]=None,
     parameter:Annotated[list[str]|None, typer.Option('-p', help='NAME=VALUE of the notebook; repeat it')]=None,
     as_json:AsJson=False,
 ):
@@ -425,6 +439,7 @@ def research(
     s = load_settings(settings)
     folder = (out or s.var/'research'/name).resolve()
     parameters = dict(settings=str(s.path), out_dir=str(folder), **parameter_values(parameter or []))
+    parameters |= {k: v for k, v in dict(start=start, end=end, grid=grid_values(grid or [])).items() if v}
     execute_notebook(s.strategies/f'{name}.ipynb', folder/f'{name}.ipynb', parameters, f'studying {name}')
     study = json.loads((folder/'study.json').read_text())
     show({k: v for k, v in study.items() if as_json or not isinstance(v, (list, dict)) or k in ('reasons',)}, as_json, f'study of {name}')

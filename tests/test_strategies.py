@@ -90,3 +90,25 @@ def test_the_report_opens_without_a_network(busy, folder):
     page = (folder/'report.html').read_text()
     assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)=["\']?(?:https?:)?//', page)
     assert page.count('Plotly.newPlot') > 5 and 'No session belongs to this report' in page
+
+
+REFUSED = {
+    'an empty window':       (dict(start='2030-01-01', end='2030-01-02'), 'no ticks|no rows|nothing'),
+    'too short':             (dict(end='2024-01-01T00:10'), r'10 buckets of 60 s are too few for 4 unseen windows, wanted 16'),
+    'a grid of ten million': (dict(grid=dict(min_edge_bps=list(range(100)), slippage_bps=list(range(100)), max_skew_s=list(range(1, 1_001)))), 'found 10,000,000 sets'),
+    'a snapshot that is gone': (dict(snapshot='yesterday'), 'yesterday'),
+}
+
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_what_cannot_be_studied_is_refused_with_the_cell_marked_and_the_store_as_it_was(busy, what):
+    s, _, _ = busy
+    parameters, says = REFUSED[what]
+    store = Ticks(s.ticks)
+    before = store.snapshots(), [store.span(v, i) for v, i in store.symbols()]
+    out = s.root/'refused'/'cross.ipynb'
+    with pytest.raises(ArbworkError, match=says): execute_notebook(ROOT/'strategies'/'cross.ipynb', out, dict(settings=str(s.path), out_dir=str(out.parent), **{'grid': GRID, 'label': 'stress', **parameters}), 'study')
+    marked = [c for c in json.loads(out.read_text())['cells'] if c['metadata'].get('papermill', {}).get('exception')]
+    assert len(marked) == 1 and not (out.parent/'study.json').exists()
+    assert before == (store.snapshots(), [store.span(v, i) for v, i in store.symbols()])
+    store.close()

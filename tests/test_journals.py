@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,78 +14,7 @@ import pytest
 from arbwork.feed.events import BOOK
 from arbwork.market import ArbworkError, ConfigError, DataError
 from arbwork.store.journal import open_journal, rows_of, server_at, without_secret
-
-PASSWORD = 's3cr/t@of the desk'
-QUOTED = 's3cr%2Ft%40of%20the%20desk'
-PACKAGES = {'redis': 'redis-server', 'nats': 'nats-server'}
-
-
-def binary(name):
-    "Where the server is; without one the test is skipped, in CI it fails."
-    found = shutil.which(name) or shutil.which(name, path='/usr/sbin:/usr/local/sbin')
-    if found: return found
-    said = f'{name} is missing: apt-get install {name}'
-    if os.environ.get('CI') == 'true': pytest.fail(said)
-    pytest.skip(said)
-
-
-def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as s: return s.getsockname()[1]
-
-
-class Store:
-    "A store for journals; where it is a server, one that can be killed and started again."
-    def __init__(self, scheme, folder, *options, secret=False):
-        self.scheme, self.folder, self.options, self.secret, self.process, self.port = scheme, folder, options, secret, None, 0
-        folder.mkdir(exist_ok=True)
-        if scheme == 'sqlite': self.url = f'sqlite:///{folder}/j.db'; return
-        self.binary, self.port = binary(PACKAGES[scheme]), free_port()
-        who = '' if not secret else f'default:{QUOTED}@' if scheme == 'redis' else f'desk:{QUOTED}@'
-        self.url = f'{scheme}://{who}127.0.0.1:{self.port}/' + {'redis': '0', 'nats': 'desk'}[scheme]
-        self.start()
-
-    def start(self):
-        if self.scheme == 'redis':
-            command = [self.binary, '--port', str(self.port), '--bind', '127.0.0.1', '--dir', str(self.folder), '--save', '',
-                       *(self.options or ('--appendonly', 'yes', '--appendfsync', 'always')), *(('--requirepass', PASSWORD) if self.secret else ())]
-        else:
-            command = [self.binary, '-a', '127.0.0.1', '-p', str(self.port), *(self.options or ('-js', '-sd', str(self.folder))),
-                       *(('--user', 'desk', '--pass', PASSWORD) if self.secret else ())]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(500):
-            if self.answers(): return
-            time.sleep(0.01)
-        raise AssertionError(f'{command} does not answer')
-
-    def answers(self):
-        try:
-            with socket.create_connection(('127.0.0.1', self.port), timeout=1) as s:
-                if self.scheme == 'nats': return s.recv(4) == b'INFO'
-                s.sendall(b'PING\r\n')
-                return s.recv(5) in (b'+PONG', b'-NOAU')
-        except OSError: return False
-
-    def kill(self):
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self):
-        if self.process and self.process.poll() is None: self.kill()
-
-
-@pytest.fixture(params=['sqlite', 'redis', 'nats'])
-def store(request, tmp_path):
-    store = Store(request.param, tmp_path/'store')
-    yield store
-    store.stop()
-
-
-@pytest.fixture(params=['redis', 'nats'])
-def served(request, tmp_path):
-    store = Store(request.param, tmp_path/'store')
-    yield store
-    store.stop()
-
+from bench.servers import PASSWORD, QUOTED
 
 @pytest.fixture
 def journal(store):
@@ -306,21 +233,19 @@ def test_a_server_with_another_data_set_is_not_written_to(served, tmp_path):
 
 
 @pytest.mark.parametrize('scheme', ['redis', 'nats'])
-def test_passwords_are_used_and_never_shown(scheme, tmp_path, caplog, capfd):
-    store, said = Store(scheme, tmp_path/'store', secret=True), []
-    try:
-        journal = open_journal(store.url)
-        journal.append('s', 'k', b'1', ts_ns=1).wait()
-        said += [repr(journal), journal.where, repr(server_at(store.url, 1)), without_secret(store.url)]
-        wrong = [store.url.replace(QUOTED, 'wr0ng-s3cr'), store.url.replace(QUOTED, PASSWORD), store.url + '?pasword=' + QUOTED]
-        for url, kind in zip(wrong, (ConfigError, ConfigError, ConfigError)):
-            with pytest.raises(kind) as e: open_journal(url)
-            said += [str(e.value), repr(e.value), repr(e.value.__cause__)]
-        journal.close()
-        store.kill()
-        with pytest.raises(DataError) as e: open_journal(store.url)
-        said += [str(e.value), repr(e.value.__cause__)]
-    finally: store.stop()
+def test_passwords_are_used_and_never_shown(scheme, server, caplog, capfd):
+    store, said = server(scheme, secret=True), []
+    journal = open_journal(store.url)
+    journal.append('s', 'k', b'1', ts_ns=1).wait()
+    said += [repr(journal), journal.where, repr(server_at(store.url, 1)), without_secret(store.url)]
+    wrong = [store.url.replace(QUOTED, 'wr0ng-s3cr'), store.url.replace(QUOTED, PASSWORD), store.url + '?pasword=' + QUOTED]
+    for url, kind in zip(wrong, (ConfigError, ConfigError, ConfigError)):
+        with pytest.raises(kind) as e: open_journal(url)
+        said += [str(e.value), repr(e.value), repr(e.value.__cause__)]
+    journal.close()
+    store.kill()
+    with pytest.raises(DataError) as e: open_journal(store.url)
+    said += [str(e.value), repr(e.value.__cause__)]
     with pytest.raises(ConfigError) as e: open_journal(store.url.replace(scheme, 'mysql'))
     out = capfd.readouterr()
     for text in (*said, str(e.value), caplog.text, out.out, out.err):
@@ -332,36 +257,30 @@ def test_passwords_are_used_and_never_shown(scheme, tmp_path, caplog, capfd):
     ('redis', ('--appendonly', 'yes', '--appendfsync', 'no'), 'CONFIG SET appendfsync always'),
     ('redis', ('--appendonly', 'yes', '--appendfsync', 'always', '--maxmemory', '50mb', '--maxmemory-policy', 'allkeys-lru'), 'noeviction'),
     ('nats', ('--name', 'plain'), '-js -sd')])
-def test_a_server_that_would_forget_is_refused_with_the_way_out(scheme, options, wanted, tmp_path):
-    store = Store(scheme, tmp_path/'store', *options)
-    try:
-        with pytest.raises(ConfigError, match=wanted): open_journal(store.url)
-    finally: store.stop()
+def test_a_server_that_would_forget_is_refused_with_the_way_out(scheme, options, wanted, server):
+    store = server(scheme, *options)
+    with pytest.raises(ConfigError, match=wanted): open_journal(store.url)
 
 
-def test_memory_that_runs_out_is_an_error(tmp_path):
-    store = Store('redis', tmp_path/'store', '--appendonly', 'yes', '--appendfsync', 'always', '--maxmemory', '4mb')
-    try:
-        journal, kept = open_journal(store.url), 0
-        with pytest.raises(DataError, match='refused'):
-            for kept in range(1_000): journal.append('s', 'k', bytes(50_000), ts_ns=kept).wait()
-        with pytest.raises(DataError, match='refused'): journal.append('s', 'k', b'', ts_ns=0)
-        with pytest.raises(DataError, match='refused'): journal.close()
-        assert kept > 3
-    finally: store.stop()
+def test_memory_that_runs_out_is_an_error(server):
+    store = server('redis', '--appendonly', 'yes', '--appendfsync', 'always', '--maxmemory', '4mb')
+    journal, kept = open_journal(store.url), 0
+    with pytest.raises(DataError, match='refused'):
+        for kept in range(1_000): journal.append('s', 'k', bytes(50_000), ts_ns=kept).wait()
+    with pytest.raises(DataError, match='refused'): journal.append('s', 'k', b'', ts_ns=0)
+    with pytest.raises(DataError, match='refused'): journal.close()
+    assert kept > 3
 
 
-def test_an_entry_too_large_for_nats_harms_no_other(tmp_path):
-    store = Store('nats', tmp_path/'store')
-    try:
-        journal = open_journal(store.url)
-        with pytest.raises(DataError, match='max_payload'): journal.append('s', 'k', bytes(2_000_000), ts_ns=0)
-        assert journal.append('s', 'k', bytes(1_000_000), ts_ns=0).wait() == 1
-        journal.append_rows('s', 'rows', np.zeros(9_000, BOOK), 0)
-        journal.flush()
-        assert sum(len(rows_of(x, BOOK)) for x in journal.read('s', kind='rows')) == 9_000
-        journal.close()
-    finally: store.stop()
+def test_an_entry_too_large_for_nats_harms_no_other(server):
+    store = server('nats')
+    journal = open_journal(store.url)
+    with pytest.raises(DataError, match='max_payload'): journal.append('s', 'k', bytes(2_000_000), ts_ns=0)
+    assert journal.append('s', 'k', bytes(1_000_000), ts_ns=0).wait() == 1
+    journal.append_rows('s', 'rows', np.zeros(9_000, BOOK), 0)
+    journal.flush()
+    assert sum(len(rows_of(x, BOOK)) for x in journal.read('s', kind='rows')) == 9_000
+    journal.close()
 
 
 def test_clients_are_imported_on_use_only(tmp_path):

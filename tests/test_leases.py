@@ -9,24 +9,9 @@ import threading
 import time
 
 import pytest
-from test_journals import Store
 
 from arbwork.market import ArbworkError, DataError
 from arbwork.store.journal import Claim, open_journal
-
-
-@pytest.fixture(params=['sqlite', 'redis', 'nats'])
-def store(request, tmp_path):
-    store = Store(request.param, tmp_path/'store')
-    yield store
-    store.stop()
-
-
-@pytest.fixture(params=['redis', 'nats'])
-def served(request, tmp_path):
-    store = Store(request.param, tmp_path/'store')
-    yield store
-    store.stop()
 
 
 def eventually(what, seconds=30.):

@@ -12,7 +12,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from test_journals import Store
 from test_store_collect import Venue, collected, settings_for
 from test_store_ticks import T0, books
 
@@ -291,26 +290,24 @@ def test_keys_from_the_environment(s3, tmp_path, machine, monkeypatch):
 
 
 @pytest.mark.parametrize('scheme', ['redis', 'nats'])
-def test_a_second_collector_and_a_second_bot_are_refused_elsewhere(scheme, tmp_path, capsys):
-    server = Store(scheme, tmp_path/'store')
-    try:
-        places = []
-        for name in ('a', 'b'):
-            (tmp_path/name).mkdir()
-            settings_for(tmp_path/name, {'bybit': 9})
-            path = tmp_path/name/'settings.ini'
-            path.write_text(path.read_text().replace('sqlite:///var/journal.db', server.url))
-            places.append(str(path))
-        from arbwork.store.journal import open_journal
-        journal = open_journal(server.url)
-        leases = [journal.lease('collector of bybit'), journal.lease('trading')]
-        assert main(['collect', '--settings', places[1], '--minutes', '0.01']) == 1
-        assert 'collector of bybit: process' in capsys.readouterr().err
-        assert live.main(['--settings', places[1], '--mode', 'sim']) == 1
-        assert 'trading: process' in capsys.readouterr().err
-        for x in leases: x.release()
-        assert live.main(['--settings', places[1], '--mode', 'sim']) != 0 # no manifest; but it was let in
-        assert 'trading: process' not in capsys.readouterr().err
-        journal.lease('trading').release()
-        journal.close()
-    finally: server.stop()
+def test_a_second_collector_and_a_second_bot_are_refused_elsewhere(scheme, tmp_path, capsys, server):
+    served = server(scheme)
+    places = []
+    for name in ('a', 'b'):
+        (tmp_path/name).mkdir()
+        settings_for(tmp_path/name, {'bybit': 9})
+        path = tmp_path/name/'settings.ini'
+        path.write_text(path.read_text().replace('sqlite:///var/journal.db', served.url))
+        places.append(str(path))
+    from arbwork.store.journal import open_journal
+    journal = open_journal(served.url)
+    leases = [journal.lease('collector of bybit'), journal.lease('trading')]
+    assert main(['collect', '--settings', places[1], '--minutes', '0.01']) == 1
+    assert 'collector of bybit: process' in capsys.readouterr().err
+    assert live.main(['--settings', places[1], '--mode', 'sim']) == 1
+    assert 'trading: process' in capsys.readouterr().err
+    for x in leases: x.release()
+    assert live.main(['--settings', places[1], '--mode', 'sim']) != 0 # no manifest; but it was let in
+    assert 'trading: process' not in capsys.readouterr().err
+    journal.lease('trading').release()
+    journal.close()

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from arbwork.feed.events import INVALID, VALID, BookUpdate, Fill, NewOrder, Orde
 from arbwork.market import ArbworkError, ConfigError, DataError
 from arbwork.settings import Recording, load_settings
 from arbwork.store.collect import QUALITY, Recorder, append_problem, append_slots, collect, market
-from arbwork.store.journal import SqliteJournal, open_journal
+from arbwork.store.journal import MERGED_BYTES, SqliteJournal, open_journal
 from arbwork.store.tables import FEEDS, FIRST, HEAD, PROBLEMS, TABLES, VERSION, Problem, level_rows, rebuilt, words_text
 from arbwork.store.ticks import SCHEMA, Ticks, to_frame, utc_index
 from arbwork.store.worker import Tap, Worker, stream
@@ -100,6 +101,25 @@ def test_a_large_snapshot_travels_in_parts_and_half_of_one_is_refused(tmp_path):
     journal.close()
 
 
+def test_a_burst_of_differences_travels_in_entries_that_every_journal_takes(store):
+    journal, rng = open_journal(store.url), random.Random(3)
+    tap, wrong = a_tap(journal)
+    book, levels = Book('okx', 'LINK-USDT', lambda seq, u: True), lambda n, px: list({round(px + rng.randint(1, 60_000)/1000, 3): rng.choice((0., rng.randint(1, 999)/10)) for _ in range(n)}.items())
+    for seq, n in enumerate((50, *[90]*200, 9_000, 3, 5_000, *[700]*30), 1):
+        u = BookUpdate('LINK-USDT', seq == 1, seq, seq, -1, T0 + seq, [x for x in levels(n, 20.) if x[1] or seq > 1], [x for x in levels(n//2, 90.) if x[1] or seq > 1])
+        book.apply(u)
+        tap.depth((book, u, T0 + seq))
+    tap.drain()
+    journal.flush()
+    bodies = [x.body for x in journal.read(stream('depth', 'binance'), limit=10**6)]
+    assert not wrong and 4 < len(bodies) < 60 and max(map(len, bodies)) <= MERGED_BYTES
+    bids, asks, seq, good = rebuilt(level_rows(bodies))
+    assert [tuple(x) for x in bids] == book.bids and [tuple(x) for x in asks] == book.asks and (seq, good) == (book.seq, True) and len(bids) > 3_000
+    assert (level_rows(bodies)['mark'] & FIRST).astype(bool).sum() == 234
+    with pytest.raises(DataError, match='max_payload') if store.scheme == 'nats' else nullcontext(): journal.append_rows('s', 'rows', memoryview(bytes(2**21)), T0)
+    journal.close()
+
+
 def heard(journal, n=300):
     "Quotes, trades, depth and books of one instrument, through a tap."
     tap, wrong = a_tap(journal)
@@ -118,13 +138,13 @@ def heard(journal, n=300):
     return rows
 
 
-def test_every_table_is_stored_once_though_the_recorder_dies_between_them(tmp_path):
+def test_every_table_is_stored_once_though_the_recorder_dies_between_them(store, tmp_path):
     class Crash(Exception): pass
     class Dying(Ticks):
         def write(self, of, *args):
             if of == self.dies_at: raise Crash
             return super().write(of, *args)
-    journal, uri = SqliteJournal(tmp_path/'j.db'), f'lmdb://{tmp_path}/ticks?map_size=1GB'
+    journal, uri = open_journal(store.url), f'lmdb://{tmp_path}/ticks?map_size=1GB'
     rows, streams = heard(journal), [stream(of, 'binance') for of in FEEDS]
     for of in FEEDS:
         dying = Dying(uri)
@@ -159,8 +179,8 @@ def test_levels_beyond_those_wanted_are_not_stored(tmp_path):
     ticks.close(), journal.close()
 
 
-def test_own_orders_and_fills_of_sessions_that_run_side_by_side(tmp_path):
-    journal, ticks = SqliteJournal(tmp_path/'j.db'), Ticks(f'lmdb://{tmp_path}/ticks', map_size='1GB')
+def test_own_orders_and_fills_of_sessions_that_run_side_by_side(store, tmp_path):
+    journal, ticks = open_journal(store.url), Ticks(f'lmdb://{tmp_path}/ticks', map_size='1GB')
     n = 0
 
     def say(session, kind, body):

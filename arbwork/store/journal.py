@@ -8,8 +8,8 @@ last one it has dealt with. The store behind it is chosen by address: `sqlite://
 
 # %% auto #0
 __all__ = ['LEASE_S', 'PUT', 'ROWS', 'ACK', 'PRUNE', 'SYNC', 'MERGED_BYTES', 'LINGER_S', 'BATCH', 'WAITING', 'SCHEMA',
-           'CHECKPOINT', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'FIELDS', 'SCHEMES', 'SHAPES', 'Claim', 'steady_s',
-           'Lease', 'Entry', 'rows_of', 'Ticket', 'merged', 'Journal', 'QueuedJournal', 'SqliteJournal',
+           'CHECKPOINT', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'FIELDS', 'STREAMS', 'SCHEMES', 'SHAPES', 'Claim',
+           'steady_s', 'Lease', 'Entry', 'rows_of', 'Ticket', 'merged', 'Journal', 'QueuedJournal', 'SqliteJournal',
            'without_secret', 'Server', 'server_at', 'open_journal']
 
 # %% ../../nbs/store/00_journal.ipynb #f2d00288
@@ -574,10 +574,14 @@ def last(self:SqliteJournal,
     rows = self._select(sql + ' order by offset desc limit 1', args)
     return Entry(*rows[0]) if rows else None
 
+STREAMS = ''' -- a step through the index a stream, however many entries there are
+with recursive found(x) as (select min(stream) from entry union all select (select min(stream) from entry where stream > x) from found where x is not null)
+select x from found where x is not null'''
+
 @patch
 def streams(self:SqliteJournal)->list[str]:
     "Names of the streams that hold something."
-    return [x for x, in self._select('select distinct stream from entry order by stream')]
+    return [x for x, in self._select(STREAMS)]
 
 @patch
 def position(self:SqliteJournal, consumer:str, stream:str)->int: # offset, 0 at first

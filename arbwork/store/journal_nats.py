@@ -294,11 +294,13 @@ def append(self:NatsJournal,
 @patch
 def append_rows(self:NatsJournal,
     stream:str, kind:str,
-    arr,       # numpy structured array or one row of it; its bytes are copied
+    arr,       # numpy structured array or one row of it, or a memoryview, which is not cut; its bytes are copied
     ts_ns:int, # UTC
 )->None:
     "Keep rows without waiting; neighbours are merged. What goes wrong is raised by the next append, `flush` or `close`."
-    if arr.nbytes <= MERGED_BYTES: return QueuedJournal.append_rows(self, stream, kind, arr, ts_ns)
+    if arr.nbytes <= MERGED_BYTES or not hasattr(arr, 'dtype'):
+        if arr.nbytes > self._most: raise DataError(f'{self.where}: {stream} {kind}: {arr.nbytes} bytes at once, the server takes {self._most}; raise its max_payload')
+        return QueuedJournal.append_rows(self, stream, kind, arr, ts_ns)
     n = max(1, MERGED_BYTES//arr.dtype.itemsize)
     for i in range(0, len(arr), n): QueuedJournal.append_rows(self, stream, kind, arr[i:i + n], ts_ns)
 

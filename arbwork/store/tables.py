@@ -9,9 +9,9 @@ rows, and the number of this layout."""
 # %% auto #0
 __all__ = ['VERSION', 'QUOTE', 'TRADE', 'LEVEL', 'FIRST', 'ASK', 'WHOLE', 'HEAD', 'LOST', 'NONE', 'MORE', 'PART_LEVELS', 'HEADER',
            'STEPS', 'TIFS', 'WHYS', 'OWN', 'IDS', 'ORDER', 'FILL', 'OWN_KINDS', 'PROBLEMS', 'TEXT_WORDS', 'QUALITY',
-           'TABLES', 'FEEDS', 'depth_body', 'whole_bodies', 'level_rows', 'rebuilt', 'trade_number', 'quote_rows',
-           'trade_rows', 'text_words', 'words_text', 'Placed', 'ToldOrder', 'ToldFill', 'Named', 'heard_own',
-           'order_row', 'fill_row', 'Problem', 'problem_rows', 'row_problems', 'Table', 'table']
+           'TABLES', 'FEEDS', 'depth_body', 'whole_bodies', 'in_parts', 'level_rows', 'rebuilt', 'trade_number',
+           'quote_rows', 'trade_rows', 'text_words', 'words_text', 'Placed', 'ToldOrder', 'ToldFill', 'Named',
+           'heard_own', 'order_row', 'fill_row', 'Problem', 'problem_rows', 'row_problems', 'Table', 'table']
 
 # %% ../../nbs/store/00_tables.ipynb #8d746061
 from decimal import Decimal
@@ -46,7 +46,7 @@ LEVEL = np.dtype([
 
 # %% ../../nbs/store/00_tables.ipynb #2d3cd0f9
 FIRST, ASK, WHOLE, HEAD, LOST, NONE, MORE = (1 << i for i in range(7))
-PART_LEVELS = 4_000 # a snapshot travels in parts of at most as many levels
+PART_LEVELS = 4_000 # an entry has at most as many levels; what has more travels in parts
 
 HEADER = np.dtype([ # what a body says of an update before its levels
     ('ts_recv_ns', 'i8'), ('slot', 'i8'), ('mark', 'i8'), ('ts_venue_ns', 'i8'), ('seq', 'i8'), ('bids', 'i8'), ('asks', 'i8'),
@@ -77,6 +77,14 @@ def whole_bodies(
     for i in range(0, max(len(bids), len(asks), 1), half):
         out.append(depth_body([(ts_recv_ns, slot, WHOLE | (MORE if i else 0), ts_venue_ns, seq, bids[i:i + half], asks[i:i + half], edges, depth, n)]))
     return out
+
+def in_parts(
+    update:tuple, # as in `depth_body`
+)->list[tuple]: # in order, to be kept one after the other
+    "An update of more levels than one entry carries."
+    at, slot, mark, venue_ns, seq, bids, asks = update
+    half, bids, asks = PART_LEVELS//2, list(bids), list(asks)
+    return [(at, slot, mark | (MORE if i else 0), venue_ns, seq, bids[i:i + half], asks[i:i + half]) for i in range(0, max(len(bids), len(asks), 1), half)]
 
 # %% ../../nbs/store/00_tables.ipynb #8c226a98
 def _blocks(body:bytes)->list[tuple[np.ndarray, np.ndarray]]: # headers, levels (m, 2)

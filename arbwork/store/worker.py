@@ -33,7 +33,7 @@ from ..feed.wire import backoff_s
 from ..market import ArbworkError, ConfigError, DataError
 from ..settings import Recording, load_settings
 from .journal import Journal, open_journal
-from .tables import FEEDS, LOST, PROBLEMS, TABLES, Problem, depth_body, quote_rows, table, trade_rows, whole_bodies
+from .tables import FEEDS, LOST, PART_LEVELS, PROBLEMS, TABLES, Problem, depth_body, in_parts, quote_rows, table, trade_rows, whole_bodies
 
 # %% ../../nbs/store/02_worker.ipynb #8ddf973c
 PROBLEM_STREAM = 'quality'
@@ -127,18 +127,20 @@ def _hand(self:Tap, name:str, rows, ts_ns:int):
 
 @patch
 def _hand_depth(self:Tap, heard:list):
-    "Differences together, snapshots a part at a time, in the order in which they were heard."
-    together = []
+    "Differences together, snapshots a part at a time, in the order in which they were heard; no body is larger than an entry may be."
+    together, levels = [], 0
     def hand():
         if together: self._hand('depth', memoryview(depth_body(together)), together[-1][0])
         together.clear()
     for x in heard:
-        if type(x) is tuple:
-            together.append(x)
-            if sum(len(u[5]) + len(u[6]) for u in together[-64:]) > 4_000 or len(together) >= 512: hand()
+        if type(x) is not tuple:
+            hand()
+            for body in x: self._hand('depth', memoryview(body), self.now_ns())
             continue
-        hand()
-        for body in x: self._hand('depth', memoryview(body), self.now_ns())
+        for u in in_parts(x) if (n := len(x[5]) + len(x[6])) > PART_LEVELS else (x,):
+            levels = levels + n if together else n
+            if levels > PART_LEVELS or len(together) >= RING: hand(); levels = n
+            together.append(u)
     hand()
 
 # %% ../../nbs/store/02_worker.ipynb #9662f5d9

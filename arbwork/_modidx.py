@@ -3438,6 +3438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'arbwork.store.tables.depth_body': ('store/tables.html#depth_body', 'arbwork/store/tables.py'),
                                       'arbwork.store.tables.fill_row': ('store/tables.html#fill_row', 'arbwork/store/tables.py'),
                                       'arbwork.store.tables.heard_own': ('store/tables.html#heard_own', 'arbwork/store/tables.py'),
+                                      'arbwork.store.tables.in_parts': ('store/tables.html#in_parts', 'arbwork/store/tables.py'),
                                       'arbwork.store.tables.level_rows': ('store/tables.html#level_rows', 'arbwork/store/tables.py'),
                                       'arbwork.store.tables.order_row': ('store/tables.html#order_row', 'arbwork/store/tables.py'),
                                       'arbwork.store.tables.problem_rows': ('store/tables.html#problem_rows', 'arbwork/store/tables.py'),

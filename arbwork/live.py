@@ -200,7 +200,7 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, manifest.params, desk.universe,
                         inventory, now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
-                        max([5., *map(window_s, desk.links.values())]))
+                        max([5., *map(window_s, desk.links.values())]), desk.settings.limits)
 
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."

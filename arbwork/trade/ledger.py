@@ -95,6 +95,16 @@ def fees_paid(self:Ledger)->dict[str, Decimal]: # asset to amount over all venue
         for a, x in assets.items(): total[a] = total.get(a, ZERO) + x
     return total
 
+# %% ../../nbs/trade/01_ledger.ipynb #2fd56ee4
+@patch
+def flow(self:Ledger,
+    venue:str, asset:str,
+    amount:Decimal, # above zero: deposited
+):
+    "Book money that came from outside or went there."
+    outside = self.__dict__.setdefault('outside', {}).setdefault(venue, {})
+    for account, x in ((self.wallet.setdefault(venue, {}), amount), (self.opening.setdefault(venue, {}), amount), (outside, -amount)): account[asset] = account.get(asset, ZERO) + x
+
 # %% ../../nbs/trade/01_ledger.ipynb #c5fb4bec
 def value(
     amounts:dict[str, Decimal], # asset to amount

@@ -224,7 +224,7 @@ class Bounds(msgspec.Struct, frozen=True):
     "When the watchdog trips."
     silence_s:float = 5.   # wall seconds without a status
     margin:float = 1.2     # times the bot's own limits on exposure and loss
-    looks:int = 3          # of balances that differ, one after the other
+    looks:int = 4          # of balances that differ, one after the other; the bot itself needs some seconds to see it
     grace_s:float = 3.     # wall seconds that a bot which answers has to become flat by itself
 
 class Trip(msgspec.Struct, frozen=True):

@@ -647,7 +647,7 @@ def watchdog(
     async def go():
         stop = asyncio.Event()
         for sign in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-        return await watch(s, bounds=Bounds(silence, margin, 3, grace), speed=clock_speed, stop=stop, once=once, check_s=check, say=tell,
+        return await watch(s, bounds=Bounds(silence, margin, grace_s=grace), speed=clock_speed, stop=stop, once=once, check_s=check, say=tell,
                            on_ready=lambda about: tell(f'watching {about["journal"]} with hands at {", ".join(about["venues"])}' + ''.join(f'; {v}: {e}' for v, e in about['errors'].items())))
     with open_loop() as run: done = run(go())
     show(done, as_json, 'watchdog')

@@ -15,6 +15,7 @@ __all__ = ['UNAUTHORIZED', 'USER', 'PORTFOLIO', 'FIAT', 'POSITIONS', 'Trouble', 
 # %% ../../nbs/sim/06_coinbase.ipynb #d4195de6
 import base64
 import hashlib
+import re
 from datetime import datetime
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from urllib.parse import parse_qs
@@ -196,6 +197,7 @@ class CoinbaseVenue(Venue):
     name, makes = 'coinbase', QuoteFees
     private = '*' # every socket that listens to the account in any way
     most_orders, per_s = 30, 1. # private requests a second, REST rate limits page
+    price, qty = re.compile(rb'(?<="price_level":")\d+(?:\.\d+)?'), re.compile(rb'("new_quantity":")(\d+)') # times come before them
     routes = {}
 
     def __init__(self, engine, rows, keys=None, slack=1.):

@@ -459,6 +459,8 @@ def late_fill(self:Engine, o:Order, units:int, then_ns:int, now_ns:int)->list[Ev
     "Book what was traded before a cancel that did not know of it."
     traded = self.fill(o, o.ticks, units, True, then_ns)
     o.status, o.updated_ns = ('filled' if not o.left else 'cancelled'), now_ns
+    asset = self.listings[o.instrument].quote if o.side == BUY else self.listings[o.instrument].base
+    self.held[asset], self.free[asset], o.hold = self.held[asset] - o.hold, self.free[asset] + o.hold, Decimal(0) # kept for a dearer fee
     return [Event('trade', o.copy(), traded.fill, now_ns)]
 
 # %% ../../nbs/sim/00_engine.ipynb #23da9889

@@ -234,8 +234,10 @@ def _fault(self:Venue, kind:str, where:str='')->Fault|None:
     return None
 
 PRICE, QTY, SUM = re.compile(rb'\d+\.\d+'), re.compile(rb'(\d+\.\d+"?,(?:"qty":)?"?)(\d+)'), re.compile(rb'("checksum":)(-?\d+)')
-_SPOIL = {'nan': lambda x: PRICE.sub(rb'NaN', x, count=1), 'zero': lambda x: PRICE.sub(rb'0.00', x, count=1), 'cross': lambda x: PRICE.sub(rb'9\g<0>', x, count=1),
-          'corrupt': lambda x: QTY.sub(lambda m: m[1] + b'%d' % (int(m[2]) + 1), x, count=1), 'checksum': lambda x: SUM.sub(lambda m: m[1] + b'%d' % (int(m[2]) + 1), x, count=1)}
+Venue.price, Venue.qty = PRICE, QTY # how the first of them is found in a frame of a book
+def _more(m): return m[1] + b'%d' % (int(m[2]) + 1)
+_SPOIL = {'nan': lambda v, x: v.price.sub(rb'NaN', x, count=1), 'zero': lambda v, x: v.price.sub(rb'0.00', x, count=1), 'cross': lambda v, x: v.price.sub(rb'9\g<0>', x, count=1),
+          'corrupt': lambda v, x: v.qty.sub(_more, x, count=1), 'checksum': lambda v, x: SUM.sub(_more, x, count=1)}
 
 @patch
 def spoiled(self:Venue, frames:list[tuple[Session, bytes]], where:str='book')->list[tuple[Session, bytes]]:
@@ -249,7 +251,7 @@ def spoiled(self:Venue, frames:list[tuple[Session, bytes]], where:str='book')->l
     if self._fault('truncate', where): frames = [(s, x[:len(x)*2//3]) for s, x in frames]
     if where == 'book':
         for kind, spoil in _SPOIL.items():
-            if self._fault(kind): frames = [(s, spoil(x)) for s, x in frames]
+            if self._fault(kind): frames = [(s, spoil(self, x)) for s, x in frames]
     if frames and self._fault('swap', where): frames, self.held_up[where] = [], frames
     return frames + after
 

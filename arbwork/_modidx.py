@@ -2792,6 +2792,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'arbwork.sim.wire.Venue.turn_away': ('sim/wire.html#venue.turn_away', 'arbwork/sim/wire.py'),
                                   'arbwork.sim.wire.Venue.wall': ('sim/wire.html#venue.wall', 'arbwork/sim/wire.py'),
                                   'arbwork.sim.wire.Venue.withdraw': ('sim/wire.html#venue.withdraw', 'arbwork/sim/wire.py'),
+                                  'arbwork.sim.wire._more': ('sim/wire.html#_more', 'arbwork/sim/wire.py'),
                                   'arbwork.sim.wire.short': ('sim/wire.html#short', 'arbwork/sim/wire.py'),
                                   'arbwork.sim.wire.write_levels': ('sim/wire.html#write_levels', 'arbwork/sim/wire.py'),
                                   'arbwork.sim.wire.write_short': ('sim/wire.html#write_short', 'arbwork/sim/wire.py')},

@@ -292,8 +292,8 @@ def steer(
 RECORDED, STRESS, LIVE = 'recorded', 'stress', 'live'
 
 WORLDS = {
-    RECORDED: dict(scenario='link-2021-08-20', speed=300., hours=2., lead=5.),
-    STRESS:   dict(scenario='stress', speed=1440., hours=24., lead=5.),
+    RECORDED: dict(scenario='link-2021-08-20', speed=600., hours=2., lead=5.),
+    STRESS:   dict(scenario='stress', speed=960., hours=24., lead=5.),
     LIVE:     dict(scenario='stress', speed=60., hours=24., lead=6.),
 }
 LIVE_S = 45.      # wall seconds that the bot trades

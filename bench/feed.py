@@ -229,9 +229,9 @@ def receive(who: str, kind: str, port: int, n: int) -> dict:
 def receiver(who: str, kind: str, venue: Venue, n: int) -> dict:
     "What a receiver in a process of its own says."
     venue.ready.clear()
-    done = subprocess.run([sys.executable, '-m', 'bench.feed', 'receive', who, kind, str(venue.port), str(n)], capture_output=True, text=True, timeout=600,
-                          cwd=Path(__file__).parents[1])
-    if done.returncode: raise RuntimeError(done.stderr[-2_000:])
+    done = subprocess.run([sys.executable, '-X', 'faulthandler', '-m', 'bench.feed', 'receive', who, kind, str(venue.port), str(n)], capture_output=True,
+                          text=True, timeout=600, cwd=Path(__file__).parents[1])
+    if done.returncode: raise RuntimeError(f'{who} of {kind}: ended with {done.returncode}{", by that signal" if done.returncode < 0 else ""}; {done.stderr[-2_000:]}')
     return json.loads(done.stdout)
 
 

@@ -56,25 +56,26 @@ async def by_ccxt(venue, secret):
     finally: await ex.close()
 
 
-async def by_arbwork(settings, venue):
+async def by_arbwork(settings, venue, sockets):
     "Our own feed and order link at the addresses of the shipped settings."
     from arbwork.clock import WallClock
     from arbwork.feed.codec import Keys
     from arbwork.feed.events import VALID, NewOrder
+    from arbwork.feed.sockets import client
     from arbwork.feed.wire import CODECS, Addresses, MarketFeed, TradeLink, fetch_listings
     from arbwork.market import BUY, round_px
     at, keys, rows = Addresses.of(settings.venues[venue]), Keys(KEY, SECRET, 'words'), []
     listing = (await fetch_listings(CODECS[venue](None, None), at, [NAME]))[NAME]
-    feed = MarketFeed(CODECS[venue]({NAME: listing}, None), at, {NAME: 0}, WallClock(), rows.append)
+    feed = MarketFeed(CODECS[venue]({NAME: listing}, None), at, {NAME: 0}, WallClock(), rows.append, connect=client(sockets))
     task = asyncio.ensure_future(feed.run())
-    link = TradeLink(CODECS[venue]({NAME: listing}, keys), at, WallClock(), lambda e: None, keys)
+    link = TradeLink(CODECS[venue]({NAME: listing}, keys), at, WallClock(), lambda e: None, keys, connect=client(sockets))
     try:
         await link.start()
         while len([r for r in rows if r['state'] == VALID]) < 3: await asyncio.sleep(.05) # noqa: ASYNC110
         before = {b.asset: b.free for b in await link.balances()}
-        order = NewOrder('tls1', NAME, BUY, Decimal(1), round_px(Decimal(str(rows[-1]['ask_px'][0]))*Decimal('1.003'), listing.tick, BUY))
+        order = NewOrder(f'tls-{sockets}', NAME, BUY, Decimal(1), round_px(Decimal(str(rows[-1]['ask_px'][0]))*Decimal('1.003'), listing.tick, BUY))
         await link.place(order)
-        asked = await link.order(NAME, 'tls1')
+        asked = await link.order(NAME, order.client_id)
         after = {b.asset: b.free for b in await link.balances()}
         return {'addresses': [at.rest, at.public_ws], 'filled': str(asked.filled_qty), 'gained': str(after['LINK'] - before['LINK']), 'gaps': feed.stats['gaps']}
     finally:
@@ -128,7 +129,8 @@ async def main():
         async def visit(venue):
             "One client after the other, so that each knows what the account holds."
             jobs = {f'ccxt {venue}': lambda: by_ccxt(venue, pem if venue == 'coinbase' else SECRET)}
-            if venue in feeds: jobs |= {f'arbwork {venue}': lambda: by_arbwork(settings, venue), f'cryptofeed {feeds[venue]}': lambda: by_cryptofeed(feeds[venue])}
+            if venue in feeds: jobs |= {f'arbwork {venue} by picows': lambda: by_arbwork(settings, venue, 'picows'), f'cryptofeed {feeds[venue]}': lambda: by_cryptofeed(feeds[venue])}
+            if venue == 'bybit': jobs['arbwork bybit by websockets'] = lambda: by_arbwork(settings, venue, 'websockets')
             if venue == 'binance': jobs['python-binance'] = by_python_binance
             for name, job in jobs.items():
                 try: out[name] = await asyncio.wait_for(job(), 90)

@@ -10,6 +10,8 @@ import pytest
 import websockets
 from test_feed_wire import KEYS, T0, BinanceVenue, BybitAccount, BybitVenue, Venue, binance_depth, feeding, run, states, until
 
+from websockets.utils import accept_key
+
 from arbwork.clock import ScaledClock, WallClock
 from arbwork.feed import sockets as transports
 from arbwork.feed import wire
@@ -169,6 +171,7 @@ def test_the_contract_of_a_socket(name):
                     elif raw == 'binary': await ws.send(b'\x00\xff')
                     elif raw == 'ping': await (await ws.ping()); await ws.send('answered')
                     elif raw == 'bye': await ws.close(1012, 'service restart')
+                    elif raw == 'own': await ws.close(4_001, 'a code of its own')
                     elif raw == 'cut': ws.transport.abort()
                     elif raw == 'huge': await ws.send('y'*(2**24 + 1))
                     else: await ws.send(raw)
@@ -183,7 +186,7 @@ def test_the_contract_of_a_socket(name):
                 assert all(isinstance(x, str) for x in heard), 'text goes out as text'
             await until(lambda: closed)
             assert closed == [1000], 'a goodbye is said and waited for'
-            for word, code in (('bye', '1012 (service restart) service restart'), ('cut', 'no close frame'), ('huge', '1009')):
+            for word, code in (('bye', '1012 (service restart) service restart'), ('own', 'a code of its own'), ('cut', 'no close frame'), ('huge', '1009')):
                 async with open_socket(client(name), at) as ws:
                     await ws.send(word.encode(), text=True)
                     with pytest.raises(websockets.ConnectionClosed) as e: await ws.recv(decode=False)
@@ -195,6 +198,35 @@ def test_the_contract_of_a_socket(name):
     run(main(), 20)
 
 
+def framed(first, body, mask=b''): return bytes([first, (128 if mask else 0) | (len(body) if len(body) < 126 else 126)]) + (b'' if len(body) < 126 else len(body).to_bytes(2, 'big')) + mask + body
+
+
+@client_names
+def test_frames_that_no_server_may_send_end_the_connection(name):
+    "And those that it may are read: a ping inside a message in parts, a message of three long parts."
+    bad = dict(compressed=framed(0xC1, b'{"u":1}'), compressed_and_long=framed(0xC1, b'x'*500), part_of_nothing=framed(0x80, b'{"u":1}'), message_in_a_message=framed(0x01, b'{') + framed(0x81, b'}'),
+               masked=framed(0x81, bytes(8), b'abcd'), long_ping=framed(0x89, b'p'*126), ping_in_parts=framed(0x09, b'p'), no_such_kind=framed(0x83, b'x'))
+    good = framed(0x01, b'x'*200) + framed(0x89, b'p') + framed(0x00, b'y'*300) + framed(0x80, b'z'*400)
+    now, pongs = [b''], []
+    async def serve(reader, writer):
+        head = (await reader.readuntil(b'\r\n\r\n')).decode()
+        key = next(line.split(': ', 1)[1] for line in head.split('\r\n') if line.lower().startswith('sec-websocket-key'))
+        writer.write(f'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}\r\n\r\n'.encode() + good + now[0])
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while (kind := (await reader.readexactly(7))[0]) == 0x8A: pongs.append(kind) # its answer to our ping, until it says goodbye
+        writer.close()
+    async def main():
+        server = await asyncio.start_server(serve, '127.0.0.1', 0)
+        async with server:
+            for what, now[0] in bad.items():
+                got = []
+                async with open_socket(client(name), f'ws://127.0.0.1:{server.sockets[0].getsockname()[1]}') as ws:
+                    with pytest.raises(websockets.ConnectionClosed, match='1002'): await asyncio.wait_for(transports.read_from(ws, got.append), 10)
+                assert [bytes(x) for x in got] == [b'x'*200 + b'y'*300 + b'z'*400], what
+            await until(lambda: pongs.count(0x8A) == len(bad))
+    run(main(), 60)
+
+
 @client_names
 def test_a_refused_upgrade_and_a_wrong_address(name):
     async def main():
@@ -203,7 +235,7 @@ def test_a_refused_upgrade_and_a_wrong_address(name):
             with pytest.raises((websockets.WebSocketException, OSError)):
                 async with open_socket(client(name), venue.addresses.public_ws + '/nothing'): pass
     run(main())
-    with pytest.raises(ConfigError, match="found 'soup', wanted one of websockets, picows"): client('soup')
+    with pytest.raises(ConfigError, match="found 'soup', wanted one of picows, websockets"): client('soup')
 
 
 @client_names

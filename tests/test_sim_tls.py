@@ -14,12 +14,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import websockets
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from arbwork.feed.sockets import CLIENTS, client, open_socket
 from arbwork.market import ConfigError
 from arbwork.sim.scenarios import load_scenario
 from arbwork.sim.server import HOSTS, NamedWorld, host_names, venue_at
@@ -81,6 +83,23 @@ def test_a_request_goes_to_the_venue_of_its_host_name(papers):
     asyncio.run(asyncio.wait_for(go(), 25))
 
 
+@pytest.mark.parametrize('name', CLIENTS)
+def test_our_sockets_check_who_signed_a_certificate_and_for_whom(papers, monkeypatch, name):
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(papers/'sim.pem', papers/'sim.key')
+    async def serve(ws): await ws.send('{"u":1}')
+    async def first(host, port):
+        async with open_socket(client(name), f'wss://{host}:{port}/x') as ws: return await ws.recv(decode=False)
+    async def go():
+        async with websockets.serve(serve, '127.0.0.1', 0, ssl=tls) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(ssl.SSLCertVerificationError, match='unable to get local issuer|self-signed'): await first('localhost', port)
+            monkeypatch.setenv('SSL_CERT_FILE', str(papers/'ca.pem'))
+            assert await first('localhost', port) == b'{"u":1}'
+            with pytest.raises(ssl.SSLCertVerificationError, match='IP address mismatch'): await first('127.0.0.1', port)
+    asyncio.run(asyncio.wait_for(go(), 25))
+
+
 def test_names_are_matched_by_their_ending():
     assert {venue_at(x) for v in HOSTS for x in HOSTS[v].values()} == set(HOSTS) and all(venue_at(f'{x}:9443') == v for v in HOSTS for x in HOSTS[v].values())
     assert [venue_at(x) for x in ('', 'binance', 'binance.com.evil.org', 'okx.com.', '[::1]:443')] == ['', '', '', 'okx', '']
@@ -126,9 +145,9 @@ def test_ccxt_pro_trades_without_any_override(seen, venue):
     assert got['markets'] == ['LINK/USDT'] and not got['crossed'] and .99*got['orders'] < got['bought'] <= got['orders']
 
 
-@pytest.mark.parametrize('venue', ['binance', 'bybit', 'okx', 'kraken'])
-def test_our_own_connectors_trade_at_the_shipped_addresses(seen, venue):
-    got = seen[f'arbwork {venue}']
+@pytest.mark.parametrize('venue,sockets', [('binance', 'picows'), ('bybit', 'picows'), ('okx', 'picows'), ('kraken', 'picows'), ('bybit', 'websockets')])
+def test_our_own_connectors_trade_at_the_shipped_addresses(seen, venue, sockets):
+    got = seen[f'arbwork {venue} by {sockets}']
     assert isinstance(got, dict), got
     assert float(got['filled']) == 1 and .99 < float(got['gained']) < 1 and got['gaps'] == 0
 

@@ -101,18 +101,18 @@ def public(self:Binance,
 )->list: # BookUpdate, Quote, Trade or Notice
     "What a frame says; `DataError` for anything that is not such a frame."
     if isinstance(raw, str): raw = raw.encode()
-    head = raw[:96]
+    at = raw.find(64, 0, 96) + 1 # after the @ of a stream's name
     try:
-        if b'@depth' in head:
+        if raw.startswith(b'bookTicker"', at):
+            d = _ticker.decode(raw).data
+            if d.e: raise _futures('e')
+            return [Quote(self._instruments.get(d.s) or self.instrument(d.s), d.b, d.B, d.a, d.A, d.u, 0)] if d.b and d.a else []
+        if raw.startswith(b'depth', at):
             cut = with_levels(raw, b',"b":', b',"a":', _numbers)
             d, bids, asks = (cut[0].data, *cut[1:]) if cut else ((d := _depth.decode(raw).data), d.b, d.a)
             if not cut and d.pu is not None: raise _futures('pu')
             return [BookUpdate(self.instrument(d.s), False, d.U, d.u, -1, d.E*MS, bids, asks)]
-        if b'@bookTicker' in head:
-            d = _ticker.decode(raw).data
-            if d.e: raise _futures('e')
-            return [Quote(self.instrument(d.s), d.b, d.B, d.a, d.A, d.u, 0)] if d.b and d.a else []
-        if b'@trade' in head:
+        if raw.startswith(b'trade"', at):
             d = _trade.decode(raw).data
             if d.X: raise _futures('X')
             return [Trade(self.instrument(d.s), d.p, d.q, SELL if d.m else BUY, str(d.t), d.T*MS)]

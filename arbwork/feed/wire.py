@@ -27,7 +27,7 @@ from .codec import Codec, Keys, Request, refused
 from .events import BOOK, CROSSED, EMPTY, INVALID, LEVELS, VALID, Balance, BookUpdate, Fill, NewOrder, Notice, OrderUpdate
 from .kraken import Kraken
 from .okx import Okx
-from .sockets import CLIENTS, Http, Offset, Renewal, Rest, Silent, attend, client, measure, open_socket
+from .sockets import CLIENTS, Http, Offset, Renewal, Rest, Silent, attend, client, measure, open_socket, picows_connect
 from ..market import BUY, ConfigError, DataError, Listing, VenueError
 
 # %% ../../nbs/feed/06_wire.ipynb #2fc66a9b
@@ -108,7 +108,7 @@ class MarketFeed:
         on_event=None,           # called with Quote and Trade; without it they are not subscribed to
         on_problem=None,         # called with (kind, detail), the kinds as below
         rng=None,                # random.Random with a seed, for the jitter of waits
-        connect=websockets.connect,
+        connect=picows_connect,
         *,
         http=None,               # async (Request) -> (status, body), for snapshots
         budget:Budget|None=None, # shared with whatever else asks this venue; otherwise one of our own
@@ -173,11 +173,13 @@ def frame(self:MarketFeed,
     try: events = self.codec.public(raw)
     except DataError as e: raise Unreadable(str(e)) from e
     for event in events:
-        if type(event) is BookUpdate: self._book(event, now_ns)
-        elif type(event) is Notice: self._notice(event)
+        kind = type(event)
+        if kind is BookUpdate: self._book(event, now_ns)
+        elif kind is Notice: self._notice(event)
         elif self.on_event:
             self.heard_ns = now_ns
-            self._tell(self.on_event, event)
+            try: self.on_event(event)
+            except Exception as e: raise Deaf from e
 
 @patch
 def _notice(self:MarketFeed, n:Notice):
@@ -459,7 +461,7 @@ async def _connection(self:MarketFeed):
             for book in self.books.values(): self._mend(book, first=True)
             if self.check_s and codec.checked_by: self._start('comparing', self._check_forever())
             if self.clock_s: self._start('gauging', self._gauge_forever())
-            await attend(ws, codec, lambda raw: frame(raw, now_ns()), self.silence_s, self._ending)
+            await attend(ws, codec, lambda raw: frame(raw, now_ns()), self.silence_s, self._ending, lambda: self._counts['frames'])
         except Exception:
             self._drop_all() # before saying goodbye, which a dead line makes long
             raise
@@ -498,7 +500,7 @@ class TradeLink:
         *,
         on_problem=None,      # called with (kind, detail): 'lost', 'silent', 'reconnected', 'frame', 'error', 'shutdown', 'status', 'clock', 'failed'
         rng=None,             # random.Random with a seed, for the jitter of waits
-        connect=websockets.connect,
+        connect=picows_connect,
         http=None,            # async (Request) -> (status, body)
         budget:Budget|None=None, # shared with whatever else asks this venue; otherwise one of our own
         timeout_s:float=5.,   # wall seconds to wait for a venue's word

@@ -1162,6 +1162,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'arbwork/feed/sockets.py'),
                                       'arbwork.feed.sockets.PicoSocket.heard_pong': ( 'feed/sockets.html#picosocket.heard_pong',
                                                                                       'arbwork/feed/sockets.py'),
+                                      'arbwork.feed.sockets.PicoSocket.keep': ( 'feed/sockets.html#picosocket.keep',
+                                                                                'arbwork/feed/sockets.py'),
                                       'arbwork.feed.sockets.PicoSocket.on_ws_connected': ( 'feed/sockets.html#picosocket.on_ws_connected',
                                                                                            'arbwork/feed/sockets.py'),
                                       'arbwork.feed.sockets.PicoSocket.on_ws_disconnected': ( 'feed/sockets.html#picosocket.on_ws_disconnected',

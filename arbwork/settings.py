@@ -115,7 +115,7 @@ class VenueSettings(msgspec.Struct, frozen=True):
     taker_bps:float
     latency_ms:float   # from a decision to the matching engine, for backtests
     stale_s:float|None = None # of venues through ccxt: the age at which a book that neither changes nor is confirmed is no longer believed
-    sockets:str = 'websockets' # which client of web sockets: websockets or picows
+    sockets:str = 'picows' # which client of web sockets: picows or websockets
     check_s:float|None = None # of venues through ccxt: between comparisons of a book with a snapshot by REST; 0: none
 
 class Recording(msgspec.Struct, frozen=True):
@@ -210,7 +210,7 @@ KEYS = {
     'arbwork': dict(var=(_text, 'data/var'), strategies=(_text, 'strategies'), venues=(_names, ...), instruments=(_names, ...),
                     journal=(_url('sqlite', 'redis', 'rediss', 'nats'), 'sqlite:///data/var/journal.db'),
                     ticks=(_url('lmdb', 's3', 's3s'), 'lmdb://data/var/ticks'), board=(_text, 'data/var/board.bin'),
-                    seed=(_whole(0, 2**32 - 1), '20210820'), sockets=(_one_of('websockets', 'picows'), 'websockets')),
+                    seed=(_whole(0, 2**32 - 1), '20210820'), sockets=(_one_of('picows', 'websockets'), 'picows')),
     'params': {name: (_text, None) for name in Params.__struct_fields__},
     'limits': {name: (_text, None) for name in Limits.__struct_fields__},
     'gates': {name: (_number(-1e9, 1e9), f'{x:g}') for name, x in GATES.items()},

@@ -219,6 +219,19 @@ def test_own_orders_and_fills_of_sessions_that_run_side_by_side(store, tmp_path)
     ticks.close(), journal.close()
 
 
+def test_intents_are_looked_for_once_however_many_steps_name_none(tmp_path, monkeypatch):
+    journal, ticks, asked = SqliteJournal(tmp_path/'j.db'), Ticks(f'lmdb://{tmp_path}/ticks', map_size='1GB'), []
+    journal.append('session/a', 'intent', encode(dict(venue='bybit', order=NewOrder('a-1', 'LINK-USDT', 1, Decimal(2), None), why='open')), ts_ns=T0).wait()
+    Recorder(journal, ticks, [], sessions=True).drain()
+    for i in range(200): journal.append('session/a', 'sent', encode(dict(client_id='a-1' if i%50 == 0 else f'none-{i}')), ts_ns=T0 + 1 + i)
+    journal.flush()
+    read = journal.read
+    monkeypatch.setattr(journal, 'read', lambda *args, kind=None, **how: (asked.append(kind), read(*args, kind=kind, **how))[1])
+    assert Recorder(journal, ticks, [], sessions=True).drain() == 4, 'only what is known of is recorded'
+    assert asked.count('intent') < 8
+    ticks.close(), journal.close()
+
+
 # the layout
 
 

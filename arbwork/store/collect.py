@@ -55,7 +55,7 @@ class Recorder:
     ):
         self.journal, self.ticks, self.streams, self.consumer, self.keep, self.recording = journal, ticks, list(streams), consumer, keep, recording
         self.rows, self.stored, self.newest_ns, self.warnings = 0, dict.fromkeys(TABLES, 0), {}, {}
-        self.sessions, self._looked, self._orders, self._ended = sessions, 0., {}, set()
+        self.sessions, self._looked, self._orders, self._intents, self._ended = sessions, 0., {}, {}, set()
         self._after = {s: journal.position(consumer, s) for s in self.streams}
         self._kept = {s: deque([(after, time.time(), 0)]) for s, after in self._after.items()}
         self._slots, self._seen, self._safe, self._rate, self._told = {}, {}, {}, None, 0.
@@ -217,7 +217,7 @@ def _own(self:Recorder, s:str, entries:list[Entry])->int: # rows written
         what = heard_own(x.kind, x.body)
         name = what.order.client_id if x.kind == 'intent' else what.client_id
         if x.kind == 'intent': self._orders[s, name] = what.venue, what.order.instrument
-        at = (what.venue, what.instrument) if x.kind in ('order', 'answer', 'fill') else self._whose(s, name)
+        at = (what.venue, what.instrument) if x.kind in ('order', 'answer', 'fill') else self._whose(s, name, x.offset)
         if at is None: continue
         table, row = ('fills', fill_row(x.ts_ns, what)) if x.kind == 'fill' else ('orders', order_row(x.ts_ns, x.kind, what))
         if x.offset > self.ticks.last_offset(*at, who, table): parts.setdefault((table, *at), []).append(row)
@@ -230,15 +230,16 @@ def _own(self:Recorder, s:str, entries:list[Entry])->int: # rows written
     return total
 
 @patch
-def _whose(self:Recorder, s:str, name:str)->tuple[str, str]|None: # venue and instrument
-    "Where an order of a session went, also if its intent was recorded long ago."
-    if (s, name) not in self._orders:
-        after = 0
-        while more := self.journal.read(s, after, 500, kind='intent'):
-            for x in more:
-                p = heard_own('intent', x.body)
-                self._orders[s, p.order.client_id] = p.venue, p.order.instrument
-            after = more[-1].offset
+def _whose(self:Recorder, s:str, name:str, before:int)->tuple[str, str]|None: # venue and instrument
+    "Where an order of a session went, also if its intent was recorded long ago; every intent is looked at once."
+    after = self._intents.get(s, 0)
+    if (s, name) in self._orders or after >= before: return self._orders.get((s, name))
+    while more := self.journal.read(s, after, 500, kind='intent'):
+        for x in more:
+            p = heard_own('intent', x.body)
+            self._orders[s, p.order.client_id] = p.venue, p.order.instrument
+        after = more[-1].offset
+    self._intents[s] = max(before, after)
     return self._orders.get((s, name))
 
 # %% ../../nbs/store/03_collect.ipynb #a58a7055

@@ -191,6 +191,7 @@ async def _send(self:NatsJournal, link:_Link, told:list)->list[tuple[int, bool]]
     lost.cancel()
     if not answers.done():
         answers.cancel()
+        await asyncio.gather(answers, return_exceptions=True) # its end is looked at, or asyncio complains of it
         raise nats.errors.ConnectionClosedError
     return self._outcomes(answers.result())
 

@@ -60,6 +60,7 @@ Modules:
 - `arbwork.sim.okx`: The v5 REST API for spot, the public and the private socket, as their clients expect them.
 - `arbwork.sim.scenarios`: What the simulated venues show: two hours that happened, days that could, and a market of triangles.
 - `arbwork.sim.server`: Each venue on a port of its own, in a process of its own, on a clock that may run fast.
+- `arbwork.sim.virtual`: The same clients at the same venues, without a socket and without waiting.
 - `arbwork.sim.wire`: What all simulated venues share between the engine and the sockets: who listens to what, who may do what, and what is made to go wrong.
 - `arbwork.store.backfill`: What a venue still remembers, page by page, and what it does not.
 - `arbwork.store.bars`: Candles as venues publish them, each once, and what they cannot say.

@@ -20,13 +20,14 @@ from arbwork.clock import NS
 from arbwork.decide.cross import KERNELS, kernel_hash
 from arbwork.feed.codec import Keys
 from arbwork.feed.events import BOOK, VALID
+from arbwork.feed.rights import Rights
 from arbwork.research.promote import Manifest, load_key, make_key, sign, write_manifest
 from arbwork.serve.vault import open_vault
 from arbwork.settings import Params, load_settings
 from arbwork.sim.scenarios import load_scenario
 from arbwork.sim.server import World
 from arbwork.store.journal import open_journal
-from arbwork.trade.core import Ack, Command, Status, Stop, replay
+from arbwork.trade.core import Ack, Command, SessionStart, Status, Stop, replay
 from arbwork.trade.reconcile import session_entries, sessions
 
 VENUES, PAIR, KEYS, SPEED = ['binance', 'bybit'], 'LINK-USDT', Keys('sim-key', 'sim-secret'), 20.
@@ -84,7 +85,7 @@ class Bot:
         if self.process.poll() is None: self.process.kill()
         self.process.communicate()
 
-    async def ended(self, seconds=30):
+    async def ended(self, seconds=120):
         out, err = await asyncio.wait_for(asyncio.to_thread(self.process.communicate), seconds)
         return self.process.returncode, (json.loads(out) if out.strip() else None), err + self.log.read_text()
 
@@ -104,7 +105,7 @@ async def world(folder, scenario=None, params=WISHES, stage='sim', start_ns=None
         await w.stop()
 
 
-async def until(true, seconds=20):
+async def until(true, seconds=90):
     async with asyncio.timeout(seconds):
         while not (found := true()): await asyncio.sleep(0.02) # noqa: ASYNC110
     return found
@@ -257,4 +258,27 @@ def test_paper_sends_nothing_and_still_reconciles(tmp_path):
             with Bot(settings, '--session', 'real', mode=('live',), name='live') as bot:
                 code, _, log = await bot.ended()
                 assert code == 2 and "wanted for 'live'" in log
+    asyncio.run(main())
+
+
+def test_what_cannot_go_well_is_refused_at_the_start(tmp_path):
+    async def main():
+        async with world(tmp_path) as (w, settings, journal):
+            async def refused(*args, **how):
+                with Bot(settings, *args, name='no', **how) as bot: code, result, text = await bot.ended()
+                assert code == 2 and result is None and all(not v.engine.orders for v in w.venues.values()), text
+                return text.strip().splitlines()[-1] if 'arbwork.live' not in text else next(x for x in text.splitlines() if x.startswith('arbwork.live'))
+            assert 'wanted --i-know-this-is-real-money' in await refused(mode=('live',))
+            w.venues['bybit'].rights = Rights(True, True)
+            assert 'bybit: found a key that may withdraw (SpotTrade, Withdraw)' in await refused()
+            w.venues['bybit'].rights, w.venues['binance'].rights = Rights(True, False), Rights(False, False)
+            assert 'binance: found a key that may not trade (reading)' in await refused()
+            w.venues['binance'].rights = Rights(True, False)
+            held = w.venues['bybit'].engine.free['LINK'], w.venues['binance'].engine.free['LINK']
+            for v in w.venues.values(): v.engine.free['LINK'] = Decimal(0)
+            assert 'balance too small' in await refused() and sessions(journal) == []
+            for v, qty in zip(('bybit', 'binance'), held): w.venues[v].engine.free['LINK'] = qty
+            start = SessionStart('new', 'sim', 'cross', WISHES, w.scenario.universe, {}, 1, versions={'arbwork': '99.0.0'})
+            journal.append('session/new', 'start', msgspec.msgpack.encode(start), ts_ns=1).wait()
+            assert 'found arbwork 99.0.0, wanted' in await refused()
     asyncio.run(main())

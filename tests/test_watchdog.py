@@ -23,7 +23,7 @@ from arbwork.trade.watchdog import Bounds
 SPEED = 20.
 
 
-async def arbwork(*args, seconds=60):
+async def arbwork(*args, seconds=150):
     "A command as a person gives it: exit code, its JSON, what it said."
     p = await asyncio.create_subprocess_exec(sys.executable, '-m', 'arbwork', *map(str, args), '--json', stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await asyncio.wait_for(p.communicate(), seconds)
@@ -60,7 +60,7 @@ def test_balances_that_differ_trip_the_watchdog_and_then_a_person_kills(tmp_path
             with Bot(settings, '--session', 'day') as bot:
                 await until(lambda: bot.process.poll() is not None or ((s := said(journal)) and s.trades >= 1))
                 w.venues['bybit'].engine.free['USDT'] -= Decimal('3.21')
-                watched = await asyncio.wait_for(watch(settings, open_vault(settings), bounds=Bounds(silence_s=30.), speed=SPEED, check_s=0.2, once=True), 60)
+                watched = await asyncio.wait_for(watch(settings, open_vault(settings), bounds=Bounds(silence_s=30.), speed=SPEED, check_s=0.2, once=True), 120)
                 trip = watched['trips'][0]
                 assert trip['trip']['code'] == 'mismatch' and 'bybit USDT' in trip['trip']['detail'] and (trip['did']['bot'], trip['did']['left']) == ('answered', []), watched
                 assert said(journal).state == 'halted' or await until(lambda: said(journal).state == 'halted')
@@ -113,9 +113,9 @@ def test_kill_when_the_bot_hangs_and_nothing_is_undone_twice(tmp_path):
                 assert code == 0 and result['bot'] == 'silent' and result['journal'] == 'kept' and len(result['orders']) >= 1, (result, text)
                 assert flat(w, begin) and unheard_halt(journal)
                 bot.process.send_signal(signal.SIGCONT)
-                await until(lambda: said(journal).state == 'halted' and not said(journal).open_trades, 60)
+                await until(lambda: said(journal).state == 'halted' and not said(journal).open_trades, 120)
                 bot.process.send_signal(signal.SIGTERM)
-                code, end, log = await bot.ended(60)
+                code, end, log = await bot.ended()
                 assert code == 0 and end['reconciled'] and 'stood_still' in log, log
             core = whole(w, journal, 'night')
             assert flat(w, begin) and any('-90-' in name for name in core.orders)
@@ -125,4 +125,5 @@ def test_kill_when_the_bot_hangs_and_nothing_is_undone_twice(tmp_path):
 def test_a_bot_that_is_killed_with_one_leg_is_brought_home(tmp_path):
     done = asyncio.run(drill(('kill',), tmp_path))
     r = done['rounds'][0]
-    assert done['ok'] and r['lone_qty'] and r['code'] == 'silence' and r['state'] == 'halted' and r['reconciled'] and abs(r['residual_qty']) < 0.3 and not r['doubled'], done
+    print(done)
+    assert done["ok"] and r['lone_qty'] and r['code'] == 'silence' and r['state'] == 'halted' and r['reconciled'] and abs(r['residual_qty']) < 0.3 and not r['doubled'], done

@@ -106,7 +106,7 @@ class Child:
     def send(self, what:int): self.p.send_signal(what)
     def words(self)->str: return ' '.join((self.folder/f'{self.name}.err').read_text(errors='replace').split())[-300:]
 
-    async def ended(self, seconds:float=90.)->dict: # what it printed
+    async def ended(self, seconds:float=180.)->dict: # what it printed
         "Wait for the end."
         try: await asyncio.wait_for(self.p.wait(), seconds)
         except TimeoutError: raise ArbworkError(f'drill: {self.name} did not end within {seconds:g} s: {self.words()}') from None
@@ -134,7 +134,7 @@ class Round(msgspec.Struct):
     doubled:int = 0            # client ids that a venue saw twice
     ok:bool = False
 
-async def awaited(true:Callable, what:str, *children:Child, seconds:float=60.):
+async def awaited(true:Callable, what:str, *children:Child, seconds:float=180.):
     "Wait until something is so."
     end = time.monotonic() + seconds
     while not (found := true()):

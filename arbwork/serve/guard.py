@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..clock import NS, ScaledClock, WallClock
 from ..feed.codec import Keys
 from ..feed.connect import trade_link, venue_listings, venue_time_ns
+from ..feed.rights import Rights # with it come `rights` and `cancel_after` of a link
 from ..market import ArbworkError, ConfigError, VenueError
 from .vault import Vault, open_vault
 from ..settings import Settings

@@ -18,6 +18,7 @@ from .engine import Engine, Whole
 from .okx import OkxVenue
 from .faults import Fault
 from .history import older # the venues' pages of the past come with it
+from .rights import Rights # and what their keys may do
 from .kraken_v1 import KrakenBoth
 from .scenarios import Scenario, infer_trades
 from .wire import Answer, Cut, Reply, Session, Venue

@@ -211,16 +211,18 @@ def _own_entries(self:Recorder, s:str)->list[Entry]:
 @patch
 def _own(self:Recorder, s:str, entries:list[Entry])->int: # rows written
     "Orders and fills of one session, by venue and instrument."
-    parts, total, who = {}, 0, f'{self.journal.id}/{s}'
+    parts, have, total, who = {}, {}, 0, f'{self.journal.id}/{s}'
     for x in entries:
         if x.kind not in OWN_KINDS: continue
         what = heard_own(x.kind, x.body)
         name = what.order.client_id if x.kind == 'intent' else what.client_id
         if x.kind == 'intent': self._orders[s, name] = what.venue, what.order.instrument
-        at = (what.venue, what.instrument) if x.kind in ('order', 'answer', 'fill') else self._whose(s, name, x.offset)
+        at = (what.venue, what.instrument) if x.kind in ('order', 'answer', 'fill') else self._whose(s, name, entries[-1].offset)
         if at is None: continue
         table, row = ('fills', fill_row(x.ts_ns, what)) if x.kind == 'fill' else ('orders', order_row(x.ts_ns, x.kind, what))
-        if x.offset > self.ticks.last_offset(*at, who, table): parts.setdefault((table, *at), []).append(row)
+        key = table, *at
+        if key not in have: have[key] = self.ticks.last_offset(*at, who, table)
+        if x.offset > have[key]: parts.setdefault(key, []).append(row)
     for (table, *at), some in parts.items():
         rows = np.concatenate(some)
         if table == 'fills': rows = self._new(table, *at, rows, 'fill_id')

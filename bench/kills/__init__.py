@@ -160,6 +160,7 @@ class Life:
             raise AssertionError(f'nothing was heard of {self.run.__name__} for {WAIT_S:g} s')
 
     def kill(self):
+        if self.killed: return
         self.killed = True
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.join()
@@ -230,9 +231,9 @@ class Pipeline:
         return dict(out)
 
     def close(self):
-        for life, _ in self.lives.values():
-            if not life.killed: life.kill()
-        for end in (self.ticks.close, self.journal.close, self.store.stop): end()
+        for life, _ in self.lives.values(): life.kill()
+        for end in (self.ticks.close, self.journal.close): end()
+        self.store.stop()
 
 
 class Collection:
@@ -280,6 +281,10 @@ class Collection:
             self.life.kill()
             self.begin(how)
         self.done[f'{what} ({how})'] += 1
+
+    def close(self):
+        if self.life: self.life.kill()
+        self.store.stop()
 
     def finish(self) -> dict:
         "Record the rest; what is in the journal is in the tick store, and what does not follow on is explained."
@@ -334,18 +339,23 @@ def plan(scheme: str, kills: int, rng: random.Random, parts=('pipeline', 'collec
     return first, second
 
 
-def campaign(scheme: str, kills: int, seed: int, folder: Path, say=lambda text: None, parts=('pipeline', 'collection')) -> list[dict]:
+def campaign(scheme: str, kills: int, seed: int, folder: Path, say=lambda text: None, parts=('pipeline', 'collection'), minutes: float = 1e6) -> list[dict]:
     "Both parts; a line each with what was killed and what was found."
     rng, out = random.Random(seed), []
     first, second = plan(scheme, kills, rng, parts)
-    for name, make, victims in (('pipeline', Pipeline, first), ('collection', Collection, second)):
+    for name, make, victims, share in (('pipeline', Pipeline, first, 0.7), ('collection', Collection, second, 0.3)):
         if not victims: continue
         begun = time.monotonic()
         (folder/name).mkdir()
         world = make(scheme, folder/name, rng.randrange(2**32))
-        for i, who in enumerate(victims, 1):
-            world.kill(*(who if type(who) is tuple else (who,)))
-            say(f'{name}: {i} of {len(victims)}: {who}')
+        try:
+            for i, who in enumerate(victims, 1):
+                world.kill(*(who if type(who) is tuple else (who,)))
+                say(f'{name}: {i} of {len(victims)}: {who}')
+                if time.monotonic() - begun > minutes*60*share: break
+        except BaseException:
+            world.close()
+            raise
         out.append(dict(part=name, journal=scheme, seed=seed, kills=world.done.total(), killed=dict(world.done), **world.finish(), seconds=round(time.monotonic() - begun, 1)))
     return out
 
@@ -355,12 +365,14 @@ def main(argv=None) -> int:
     p.add_argument('--kills', type=int, default=200)
     p.add_argument('--journal', choices=('sqlite', 'redis', 'nats'), default='sqlite')
     p.add_argument('--seed', type=int, default=7)
+    p.add_argument('--minutes', type=float, default=1e6, help='no more kills after so long; those that were made are counted')
     p.add_argument('--json', action='store_true', help='one JSON object a part, and no progress')
     args = p.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if args.kills < 1: p.error(f'found {args.kills} kills, wanted at least 1')
     with tempfile.TemporaryDirectory() as folder:
         say = (lambda text: None) if args.json else lambda text: print(f'\r{text:<60}', end='', file=sys.stderr, flush=True)
-        found = campaign(args.journal, args.kills, args.seed, Path(folder), say)
+        found = campaign(args.journal, args.kills, args.seed, Path(folder), say, minutes=args.minutes)
     if not args.json: print(file=sys.stderr)
     for x in found: print(json.dumps(x) if args.json else '  '.join(f'{k} {v}' for k, v in x.items()))
     return int(any(x[k] for x in found for k in ('lost', 'doubled', 'disordered', 'holes')))

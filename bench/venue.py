@@ -16,7 +16,7 @@ class Venue:
         self.sent, self.busy, self.busy_after = 0, asyncio.Event(), busy_after
 
     async def __aenter__(self):
-        app = web.Application()
+        app = self.app = web.Application()
         app.router.add_get('/v5/market/instruments-info', self.listings)
         app.router.add_get('/v5/public/spot', self.socket)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)

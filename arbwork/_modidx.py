@@ -22,6 +22,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'arbwork.cli.live': ('cli.html#live', 'arbwork/cli.py'),
                              'arbwork.cli.main': ('cli.html#main', 'arbwork/cli.py'),
                              'arbwork.cli.market_clock': ('cli.html#market_clock', 'arbwork/cli.py'),
+                             'arbwork.cli.offset_text': ('cli.html#offset_text', 'arbwork/cli.py'),
                              'arbwork.cli.open_loop': ('cli.html#open_loop', 'arbwork/cli.py'),
                              'arbwork.cli.open_loop.__enter__': ('cli.html#open_loop.__enter__', 'arbwork/cli.py'),
                              'arbwork.cli.open_loop.__exit__': ('cli.html#open_loop.__exit__', 'arbwork/cli.py'),

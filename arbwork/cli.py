@@ -8,11 +8,11 @@ are wrong, 3 the data may not be believed, 4 a venue said no, 130 interrupted.""
 # %% auto #0
 __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 'token', 'vault', 'above', 'show', 'main',
            'market_clock', 'sim', 'read_balances', 'from_hour_on', 'open_loop', 'collect', 'watching', 'rates_of',
-           'venue_table', 'recording', 'working', 'show_imports', 'import_', 'backfill', 'execute_notebook',
-           'parameter_values', 'grid_values', 'research', 'promote', 'live', 'parity', 'report', 'write_html', 'api',
-           'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put',
-           'vault_list', 'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port',
-           'check_clock', 'check_venue', 'doctor', 'demo', 'compile_kernels', 'version']
+           'offset_text', 'venue_table', 'recording', 'working', 'show_imports', 'import_', 'backfill',
+           'execute_notebook', 'parameter_values', 'grid_values', 'research', 'promote', 'live', 'parity', 'report',
+           'write_html', 'api', 'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke',
+           'vault_init', 'vault_put', 'vault_list', 'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions',
+           'check_disk', 'check_port', 'check_clock', 'check_venue', 'doctor', 'demo', 'compile_kernels', 'version']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -227,14 +227,18 @@ def rates_of(
     earlier = lambda venue, name: before['venues'][venue][name] if before else 0
     return {venue: {name: (v[name] - earlier(venue, name))/seconds if seconds > 0 else 0. for name in RATES} for venue, v in report['venues'].items()}
 
+def offset_text(v:dict)->str: # '' while it is not known
+    "How far a venue's clock is ahead, in ms, with its error."
+    return '' if v.get('clock_offset_ms') is None else f'{v["clock_offset_ms"]:+,.1f} ± {v["clock_error_ms"]:,.1f}'
+
 def venue_table(report:dict, before:dict|None)->Table:
     "The state of a recording, a line a venue."
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for i, name in enumerate(('venue', *(f'{x}/s' for x in RATES), 'lag s', *TROUBLE, 'failed')): table.add_column(name, justify='left' if i in (0, 6 + len(TROUBLE)) else 'right')
+    for i, name in enumerate(('venue', *(f'{x}/s' for x in RATES), 'lag s', 'clock ms', *TROUBLE, 'failed')): table.add_column(name, justify='left' if i in (0, 7 + len(TROUBLE)) else 'right')
     for venue, rates in rates_of(report, before).items():
         v = report['venues'][venue]
         marks = [f'[red]{v[x]:,}[/]' if v[x] and x in ('gaps', 'stale', 'restarts') else f'{v[x]:,}' for x in TROUBLE]
-        table.add_row(venue, *(f'{x:,.0f}' for x in rates.values()), f'{v["lag_s"]:.1f}', *marks, v['failed'][:60].replace('[', '('))
+        table.add_row(venue, *(f'{x:,.0f}' for x in rates.values()), f'{v["lag_s"]:.1f}', offset_text(v), *marks, v['failed'][:60].replace('[', '('))
     table.caption, table.caption_justify = '\n'.join([f'{report["stored_all"]:,} rows are in the tick store', *report['warnings']]), 'left'
     return table
 
@@ -256,7 +260,7 @@ class recording(watching):
             self.bar.update(self.task, completed=(self.clock.now_ns() - self.start_ns)/NS)
             return self.live.update(Group(self.bar, venue_table(report, self.before)), refresh=True)
         rates, venues = rates_of(report, self.before), report['venues']
-        text = '; '.join(f'{v} {sum(r.values()):,.0f} rows/s, lag {venues[v]["lag_s"]:.1f} s, {venues[v]["gaps"]} gaps{", failed" if venues[v]["failed"] else ""}' for v, r in rates.items())
+        text = '; '.join(f'{v} {sum(r.values()):,.0f} rows/s, lag {venues[v]["lag_s"]:.1f} s, {f"clock {said} ms, " if (said := offset_text(venues[v])) else ""}{venues[v]["gaps"]} gaps{", failed" if venues[v]["failed"] else ""}' for v, r in rates.items())
         say.print(' | '.join([f'{utc(self.clock.now_ns())} {text}; {report["stored_all"]:,} stored', *report['warnings']]), markup=False, soft_wrap=True)
 
     def __exit__(self, *what):

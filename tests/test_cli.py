@@ -378,6 +378,7 @@ def test_spoiled_frames_are_told_mended_and_never_believed(world, tmp_path):
         words = ' '.join(told[venue]['detail'])
         assert f'{venue} {PAIR}: crossed book' in words and ', wanted ' in words and 'found' in words and {'gap', 'crossed', 'frame'} <= set(told[venue]['kind']), words
         assert report['venues'][venue]['gaps'] >= 1 and report['venues'][venue]['duplicates'] >= 1 and report['venues'][venue]['reconnects'] >= 1
+        assert isinstance(report['venues'][venue]['clock_offset_ms'], float) and report['venues'][venue]['clock_error_ms'] > 0, 'the clock of each venue is measured and reported'
 
 
 # a full disk

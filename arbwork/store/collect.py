@@ -32,7 +32,7 @@ from ..settings import Recording, Settings
 from .journal import Claim, Entry, Journal, open_journal, rows_of
 from .tables import FEEDS, LEVEL, OWN_KINDS, TABLES, Problem, fill_row, heard_own, level_rows, order_row
 from .ticks import Ticks, from_frame
-from .worker import COUNTS, PROBLEM_STREAM, Worker, append_problem, append_slots, clock_text, stream
+from .worker import CLOCK, COUNTS, PROBLEM_STREAM, Worker, append_problem, append_slots, clock_text, stream
 
 # %% ../../nbs/store/03_collect.ipynb #9bad08bf
 BATCH_ROWS, QUALITY = 10_000, PROBLEM_STREAM
@@ -346,7 +346,7 @@ class Child:
         names = (*COUNTS, *FEEDS[1:])
         counts = {x: self.before.get(x, 0) + self.now.get(x, 0) for x in names}
         return counts | {'heard_ns': self.now.get('heard_ns', 0) or self.before.get('heard_ns', 0), 'stale': self.now.get('stale', 0), 'restarts': self.restarts,
-                         'failed': str(self.error or self.now.get('failed', ''))}
+                         'failed': str(self.error or self.now.get('failed', '')), **{x: self.now.get(x, self.before.get(x)) for x in CLOCK}}
 
     async def run(self):
         "Until cancelled, or until only the person can help."

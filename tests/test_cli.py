@@ -338,7 +338,7 @@ def admin(port, faults=None):
     with urllib.request.urlopen(f'http://127.0.0.1:{port}/_sim/status', timeout=5) as r: return json.load(r)
 
 
-def until(true, seconds=15):
+def until(true, seconds=90):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

@@ -23,7 +23,7 @@ from arbwork.store.ticks import Ticks
 from bench.venue import Venue, settings_for
 
 
-async def collected(settings, venue, seconds=15., **kwargs):
+async def collected(settings, venue, seconds=120., **kwargs):
     "Collect until the venue has nothing more to send, or for too long."
     stop = asyncio.Event()
     async def watch():
@@ -83,19 +83,22 @@ def test_a_venue_that_is_not_there_leaves_the_other_alone(tmp_path):
 
 
 def test_nobody_there_is_an_error_and_so_is_an_unknown_venue(tmp_path):
-    with pytest.raises(VenueError, match='127.0.0.1:1'):
-        asyncio.run(collect(settings_for(tmp_path, {'bybit': 1}), clock := WallClock(), clock.now_ns() + 3*10**9))
+    tried, clock = threading.Event(), WallClock()
+    def look(report):
+        if report['venues']['bybit']['failed']: tried.set()
+    with pytest.raises(VenueError, match='127.0.0.1:1'): asyncio.run(collect(settings_for(tmp_path, {'bybit': 1}), clock, stop_event=tried, on_progress=look))
     async def run(instruments):
-        async with Venue(10) as venue: await collect(settings_for(tmp_path, {'bybit': venue.port}, instruments), clock, clock.now_ns() + 10**10)
+        async with Venue(10) as venue: await collect(settings_for(tmp_path, {'bybit': venue.port}, instruments), clock, clock.now_ns() + 10**11)
     with pytest.raises(ConfigError, match='BTC-USDT'): asyncio.run(run('LINK-USDT, BTC-USDT'))
     with pytest.raises(ConfigError, match='wanted one of binance, bybit'):
-        asyncio.run(collect(settings_for(tmp_path, {'mtgox': 1}), clock, clock.now_ns() + 10**10))
+        asyncio.run(collect(settings_for(tmp_path, {'mtgox': 1}), clock, clock.now_ns() + 10**11))
 
 
 COLLECT = '''
 import asyncio, sys
 from arbwork.clock import WallClock
 from arbwork.market import ArbworkError
+from arbwork.settings import load_settings
 from arbwork.store.collect import collect
 try: print(asyncio.run(collect(load_settings(sys.argv[1]), WallClock())))
 except ArbworkError as e: print(e); sys.exit(e.exit_code)
@@ -107,7 +110,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
         async with Venue(10**6, pause_s=0.0005, busy_after=2_000) as venue:
             settings = settings_for(tmp_path, {'bybit': venue.port})
             first = await asyncio.create_subprocess_exec(sys.executable, '-c', COLLECT, str(settings.path))
-            await asyncio.wait_for(venue.busy.wait(), 20)
+            await asyncio.wait_for(venue.busy.wait(), 120)
             os.kill(first.pid, signal.SIGKILL)
             await first.wait()
             venue.ended.clear()
@@ -127,7 +130,7 @@ def test_second_collector_is_refused_and_a_full_journal_ends_it(tmp_path):
         async with Venue(10**6) as venue:
             settings = settings_for(tmp_path, {'bybit': venue.port})
             first = asyncio.create_task(collect(settings, WallClock()))
-            await asyncio.wait_for(venue.busy.wait(), 20)
+            await asyncio.wait_for(venue.busy.wait(), 120)
             second = await asyncio.create_subprocess_exec(sys.executable, '-c', COLLECT, str(settings.path), stdout=subprocess.PIPE)
             said, _ = await second.communicate()
             assert second.returncode == 1 and b'collector of bybit' in said
@@ -140,7 +143,7 @@ def test_second_collector_is_refused_and_a_full_journal_ends_it(tmp_path):
             journal.close()
             third = await asyncio.create_subprocess_exec('sh', '-c', 'ulimit -f 3000; exec "$@"', 'sh', sys.executable, '-c', COLLECT, str(settings.path),
                                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            said, err = await asyncio.wait_for(third.communicate(), 20)
+            said, err = await asyncio.wait_for(third.communicate(), 120)
             assert third.returncode == DataError.exit_code, err
             assert b'cannot be written' in said
             return settings, kept

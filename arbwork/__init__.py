@@ -39,12 +39,14 @@ Modules:
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.
 - `arbwork.research.recommend`: What to change next, by how much it would have paid on books that were not used for choosing it.
 - `arbwork.research.report`: A study and a session, as a person reads them: figures that need no network, and words that carry their numbers.
+- `arbwork.research.stages`: From shadow to a little money to all of it, by what sessions show; and back again by itself.
 - `arbwork.research.study`: From a grid to *promote* or *do not, because*: search, weigh, doubt, conclude.
 - `arbwork.research.sweep`: Many parameter sets through the live kernel, and one vectorbt Portfolio at the end.
 - `arbwork.research.trials`: Everything that was ever tried, counted once, so that the winner can be charged for all of it.
 - `arbwork.serve.api`: See and steer a running session from elsewhere, through the journal alone.
 - `arbwork.serve.auth`: People with a password and a session, programs with a key and a scope; nobody by default.
 - `arbwork.serve.client`: The control API as methods, for the workbench, the demo and scripts.
+- `arbwork.serve.schedule`: Notebooks that run by themselves, once each time, and say so when they fail.
 - `arbwork.serve.vault`: Exchange keys at rest, encrypted; the bot opens them, nobody else does.
 - `arbwork.settings`: What the person decides, read once, checked at the door, frozen.
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.

@@ -1,22 +1,12 @@
-"Evidence against plain definitions and published figures; promotions by real processes against each other."
-import json
-import os
-import subprocess
-import sys
-import time
+"Evidence against plain definitions and published figures."
 from itertools import combinations
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from arbwork.clock import NS
-from arbwork.decide.contract import Params, Universe
-from arbwork.market import ArbworkError, ConfigError, DataError, decimal, Listing
+from arbwork.market import DataError
 from arbwork.research import evidence as ev
-from arbwork.research import promote as pr
 
 
 # evidence
@@ -129,94 +119,6 @@ def test_skill_is_called_superior_also_among_trials_that_lose_wildly():
         x = rng.normal(0, 1, (480, 60)); x[:, 5] += .3
         wild = np.hstack([x, rng.normal(-2, 12, (480, 60))])
         assert ev.superior(x, draws=200, rng=rng).white < .05 and ev.superior(wild, draws=200, rng=rng).spa < .05 < ev.superior(wild, draws=200, rng=rng).white
-
-
-# promotion
-
-def study(**figures):
-    listings = [Listing(v, 'BTC-USDT', 'BTCUSDT', *map(decimal, ('0.01', '0.00001', '0.00001', '5'))) for v in ('binance', 'bybit')]
-    base = dict(scenario='stress', strategy='cross', snapshot='s1', window=(0, 86_400*NS), seed=1, rows=57_600, trials=300, params=Params(), kernel_hash='ab12',
-                universe=Universe(listings, {'binance': (10., 10.), 'bybit': (10., 10.)}), latency_ms={'binance': 50., 'bybit': 50.}, bucket_s=300., trades=120,
-                pnl_quote=90., oos_sharpe=40., oos_low=20., oos_high=60., dsr=.99, pbo=.05, folds=4, folds_positive=1., suspect_share=0., twin_fees_pnl=10.,
-                twin_latency_pnl=80., winner_pnl=150., winner_trades=200, best_gross_bps=90., gross_share=.5, oos_loss=.01, spa=.01, track_share=5., placebo_share=-.1, reasons={'none': 100, 'fee': 50, 'trade': 20})
-    s = pr.Study(**{**base, **figures})
-    return msgspec.structs.replace(s, gates=pr.gates(s))
-
-
-@pytest.mark.parametrize('figure, value, gate', [('trades', 3, 'min_trades'), ('dsr', .5, 'min_dsr'), ('dsr', None, 'min_dsr'), ('oos_loss', .3, 'max_oos_loss'),
-    ('oos_loss', None, 'max_oos_loss'), ('oos_sharpe', 0., 'min_oos_sharpe'), ('oos_sharpe', float('nan'), 'min_oos_sharpe'), ('suspect_share', .2, 'max_suspect_share'),
-    ('folds_positive', .5, 'min_folds_positive'), ('spa', .2, 'max_spa'), ('spa', None, 'max_spa'), ('track_share', .5, 'min_track_share'),
-    ('suspect_pnl_share', .3, 'max_suspect_pnl_share')])
-def test_each_gate_stops_a_promotion_alone(tmp_path, figure, value, gate):
-    pr.make_key(tmp_path)
-    bad = study(**{figure: value})
-    assert [g.name for g in bad.gates if not g.passed] == [gate]
-    with pytest.raises(ConfigError, match=gate): pr.promote(bad, pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1)
-    assert not list(tmp_path.glob('promoted/*.json'))
-    assert any(gate in line for line in pr.recommend(bad))
-
-
-def test_every_field_of_a_manifest_is_signed(tmp_path):
-    pr.make_key(tmp_path)
-    _, m = pr.promote(study(), pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1_000*NS)
-    keys = pr.public_keys(tmp_path)
-    m = pr.load_manifest(tmp_path/'promoted', 'cross')
-    assert pr.verify(m, keys, 'ab12', 2_000*NS) == m
-    other = dict(strategy='x', params=Params(min_edge_bps=1.), kernel_hash='cd', version='9', commit='f', snapshot='x', window=(1, 2), seed=9, trials=1, gates=m.gates[:1],
-                 latency_ms={}, universe=Universe([], {}), oos_sharpe=99., created_ns=1_001*NS, expires_ns=m.expires_ns + 1, stage='live', override='because')
-    assert set(other) | {'key_id', 'signature'} == set(pr.Manifest.__struct_fields__)
-    for name, value in other.items():
-        with pytest.raises(ConfigError, match='altered'): pr.verify(msgspec.structs.replace(m, **{name: value}), keys, 'ab12', 2_000*NS)
-    with pytest.raises(ConfigError, match='altered'): pr.verify(msgspec.structs.replace(m, signature='!!'), keys, 'ab12', 2_000*NS)
-
-
-def test_a_field_nobody_signed_is_no_manifest(tmp_path):
-    pr.make_key(tmp_path)
-    page, _ = pr.promote(study(), pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1)
-    fields = json.loads(page.read_text())
-    page.write_text(json.dumps({**fields, 'leverage': 20}))
-    with pytest.raises(ConfigError, match='not a manifest.*leverage'): pr.load_manifest(page)
-
-
-def test_processes_that_make_a_key_at_once_agree(tmp_path):
-    code = 'import sys; from arbwork.research.promote import *; make_key(sys.argv[1]); print(key_id(load_key(sys.argv[1]).public_key()))'
-    runs = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = {r.communicate(timeout=60)[0].strip() for r in runs}
-    assert len(said) == 1 and list(pr.public_keys(tmp_path)) == list(said)
-    assert (tmp_path/'promote.key').stat().st_mode & 0o777 == 0o600
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
-
-
-def test_a_second_promotion_is_refused_until_the_first_ends_or_dies(tmp_path):
-    code = 'import sys, time\nfrom arbwork.research.promote import promoting\nwith promoting(sys.argv[1]):\n    print("held", flush=True); time.sleep(60)'
-    holder = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'promoted')], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline().strip() == 'held'
-        pr.make_key(tmp_path)
-        with pytest.raises(ArbworkError, match=f'promotions in .*: process {holder.pid} has it'):
-            pr.promote(study(), pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1)
-    finally: holder.kill(); holder.wait()
-    pr.promote(study(), pr.load_key(tmp_path), tmp_path/'promoted', version='0', created_ns=1)
-
-
-def test_a_reader_never_sees_half_a_manifest(tmp_path):
-    pr.make_key(tmp_path)
-    key, folder = pr.load_key(tmp_path), tmp_path/'promoted'
-    page, _ = pr.promote(study(), key, folder, version='0', created_ns=1)
-    code = ('import sys\nfrom arbwork.research.promote import *\nkeys = public_keys(sys.argv[2])\nn = 0\nprint("go", flush=True)\n'
-            'for _ in range(400): verify(load_manifest(sys.argv[1], "cross"), keys, "ab12", 10**9); n += 1\nprint(n)')
-    reader = subprocess.Popen([sys.executable, '-c', code, str(folder), str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    reader.stdout.readline()
-    written = 0
-    while reader.poll() is None and written < 500:
-        written += 1
-        pr.promote(study(trials=300 + written), key, folder, version='0', created_ns=1)
-    assert reader.communicate(timeout=60)[0].strip() == '400' and reader.returncode == 0 and written > 5
-
-
-def test_live_would_not_load_a_plotting_or_sweeping_library():
-    code = 'import sys, arbwork.research.promote, arbwork.research.evidence; print([m for m in ("vectorbt", "plotly", "papermill", "pandas", "matplotlib") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 
 def test_a_window_without_trades_says_nothing():

@@ -3,8 +3,8 @@
 Each peer lives in an environment of its own, which `python -m bench.peers install` makes in a folder of the user's cache; a lane whose
 environment is missing is left out with a word. Peers run as processes of their own that load once and then run when told. They say
 themselves how many seconds of processor time their thread took, so start-up, compiling and loading are in nobody's time, ours included,
-and neighbours on the machine are in nobody's time either. `BENCH_PEERS=all` lets nautilus_trader, whose run of 10 million quotes
-takes minutes, into the large ones too.
+and neighbours on the machine are in nobody's time either. `BENCH_PEERS=hftbacktest` takes that
+one alone; `BENCH_PEERS=hftbacktest,nautilus_trader` lets both into the largest sizes too, where nautilus_trader takes minutes a run.
 """
 
 import json
@@ -180,8 +180,8 @@ def _beside(size: int, busy: str, rounds: int, who=tuple(PEERS)):
             word(f'{n:,} quotes of two venues, {busy}: {trades:,} trades, {trades/n*1e6:,.0f} a million; {said_no(ours.result)}')
             lanes, baseline = {'arbwork, prepared': (ours.run, n), 'arbwork, from rows': (ours.from_rows, n)}, 'arbwork, prepared'
             for name in PEERS:
-                if name not in who and os.environ.get('BENCH_PEERS') != 'all':
-                    word(f'{name}: left out of this size; BENCH_PEERS=all lets it in')
+                if name not in asked_for(who):
+                    word(f'{name}: left out; BENCH_PEERS={",".join(PEERS)} lets it in')
                     continue
                 if not have(name):
                     word(f'{name}: left out, not installed; `python -m bench.peers install` does that')
@@ -195,6 +195,9 @@ def _beside(size: int, busy: str, rounds: int, who=tuple(PEERS)):
                 if baseline.startswith('arbwork'): baseline = name
             yield lanes, 'ns/event', 1e9, baseline, rounds
     return bench
+
+
+def asked_for(who) -> list[str]: return [x for x in os.environ.get('BENCH_PEERS', '').split(',') if x] or list(who)
 
 
 def timed(run):

@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import websockets
 from multidict import CIMultiDict
@@ -71,7 +72,7 @@ class Line:
         self.lines.loop.call_later(self.lines.latency_s, lambda: then(way.popleft()))
 
     async def send(self, raw:bytes, text:bool=True):
-        if self.ended: raise self.ended
+        if self.ended or self.gone: raise self.ended or websockets.ConnectionClosedError(None, None, None)
         self.lines.note(self.name, b'>', raw)
         self.later(self.up, bytes(raw), self.reach)
 
@@ -127,7 +128,8 @@ class Lines:
         trace=None,            # called with (seconds, line, way, bytes); way is > to the venue, < from it, x for an end
     ):
         self.venues, self.loop, self.clock, self.latency_s, self.timeout_s, self.trace = venues, loop, clock, latency_s, timeout_s, trace
-        self.ends, self.due, self.hash, self.frames, self.count, self.awaited = {}, {}, hashlib.sha256(), 0, 0, set()
+        self.ends, self.due, self.hash, self.frames, self.count, self.awaited = {}, {}, hashlib.sha256(), 0, 0, {}
+        self.process = object() # which process the lines belong to
         for v in venues.values(): self.flush(v)
 
     def address(self, name:str)->Addresses: return Addresses(f'http://{name}', *(f'ws://{name}',)*3)
@@ -156,8 +158,9 @@ class Lines:
         v.advance(max(self.clock.now_ns(), v.next_ns() or 0))
         self.flush(v)
 
-    def connect(self, address:str, **ignored): return Opening(self, address)
-    def http(self, name:str): return Asking(self, self.venues[name])
+    @property
+    def connect(self): return partial(Opening, self, self.process) # for the process that asks for it now
+    def http(self, name:str): return Asking(self, self.process, self.venues[name])
 
     def hang_up(self):
         "The process is gone: its sockets end, what it has sent still arrives."
@@ -167,17 +170,20 @@ class Lines:
         self.ends.clear()
         for f in self.awaited: f.cancel()
         self.awaited.clear()
+        self.process = object()
 
 # %% ../../nbs/sim/11_virtual.ipynb #b0cdf35d
 class Opening:
     "A connection being opened, for `async with`."
-    def __init__(self, lines:Lines, address:str):
+    def __init__(self, lines:Lines, process, address:str, **ignored):
+        self.process = process
         host, _, path = address.partition('://')[2].partition('/')
         self.lines, self.name, (self.path, _, self.query), self.end = lines, host, ('/' + path).partition('?'), None
 
     async def __aenter__(self)->Line:
         lines, v = self.lines, self.lines.venues[self.name]
         await asyncio.sleep(2*lines.latency_s)
+        if lines.process is not self.process: raise ConnectionResetError('its process is gone')
         now_ns = lines.clock.now_ns()
         v.advance(now_ns)
         s = v.admit(self.path, self.query, now_ns)
@@ -199,14 +205,15 @@ class Opening:
 
 class Asking:
     "REST to one venue, with the contract of `feed.sockets.Http`."
-    def __init__(self, lines:Lines, venue:Venue): self.lines, self.venue = lines, venue
+    def __init__(self, lines:Lines, process, venue:Venue): self.lines, self.process, self.venue = lines, process, venue
     async def close(self): "Nothing is held."
 
     async def __call__(self, request)->Reply: # status, body, and beside them its headers
         lines, path = self.lines, request.path_with_query.partition('?')
+        if lines.process is not self.process: raise ConnectionResetError('its process is gone')
         lines.note(self.venue.name, b'>', f'{request.method} {request.path_with_query} '.encode() + request.body)
         answer = lines.loop.create_future()
-        lines.awaited.add(answer)
+        lines.awaited[answer] = None
         late = self.venue.arriving() if self.venue.is_order(request.method, path[0]) else 0.
         lines.loop.call_later(lines.latency_s + late, self.arrive, request, path, answer)
         try:
@@ -214,7 +221,7 @@ class Asking:
         except (TimeoutError, ConnectionError) as e:
             code = 'unknown_outcome' if request.method != 'GET' else 'venue_down'
             raise VenueError(f'{request.method} {self.venue.name}{path[0]}: {type(e).__name__} {e}', code) from e
-        finally: lines.awaited.discard(answer)
+        finally: lines.awaited.pop(answer, None)
 
     def arrive(self, request, path:tuple, answer:asyncio.Future):
         "The request reaches the venue, whatever has become of who sent it."

@@ -1,0 +1,68 @@
+"""The whole live stack under seeded chaos: a fixed set of schedules without a scratch, the same bytes each time, and bugs planted to see that they are caught."""
+
+from decimal import Decimal
+
+import msgspec
+import pytest
+
+from arbwork.feed.book import warm
+from arbwork.sim import chaos
+from arbwork.sim.chaos import schedule, total
+from arbwork.trade import workers
+from arbwork.trade.ledger import Ledger
+
+THIN = ('drop_ack', 'partial', 'delay', 'disconnect', 'late_fill')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def warmed(): warm()
+
+
+def test_schedules_of_a_fixed_set_end_with_nothing_lost():
+    verdicts = [schedule(s, kinds=THIN) for s in range(3)]
+    assert [v.wrong for v in verdicts] == [[]]*3
+    t = total(verdicts)
+    assert list(t) == ['schedules', 'trades', 'faults', 'naked_legs', 'lost_fills', 'doubled_orders', 'unexplained_quote', 'worst_exposure_quote', 'worst_seconds_to_flat']
+    assert t['trades'] > 20 and t['faults'] > 10 and sum(v.kills for v in verdicts) and t['naked_legs'] == t['lost_fills'] == t['doubled_orders'] == t['unexplained_quote'] == 0
+    assert all(v.parity == 1. for v in verdicts) and t['worst_exposure_quote'] > 0
+
+
+def test_a_seed_replays_to_the_byte():
+    traces = [], []
+    one, two = (schedule(5, kinds=THIN, trace=lambda *x, t=t: t.append(x)) for t in traces)
+    assert one == two and traces[0] == traces[1] and one.digest != schedule(6, kinds=THIN, kills=0).digest
+
+
+@pytest.mark.parametrize('how', chaos.DEATHS)
+def test_a_process_dies_at_a_write_and_another_goes_on(how, monkeypatch):
+    init = chaos.World.__init__
+    def at(k):
+        def planned(self, *args, **more):
+            init(self, *args, **more)
+            self.deaths = [(k, how, 1.)]
+        return planned
+    for k in (7, 23):
+        monkeypatch.setattr(chaos.World, '__init__', at(k))
+        v = schedule(1, kinds=())
+        assert (v.wrong, v.kills) == ([], 1)
+
+
+def test_a_ledger_that_forgets_a_fee_is_caught(monkeypatch):
+    book = Ledger.book
+    monkeypatch.setattr(Ledger, 'book', lambda self, venue, fill: book(self, venue, msgspec.structs.replace(fill, fee=Decimal(0))))
+    v = schedule(1, kinds=(), kills=0)
+    assert v.unexplained_quote > 0 and any(x.startswith('money') for x in v.wrong)
+
+
+def test_an_order_that_leaves_before_its_intent_is_safe_is_caught(monkeypatch):
+    send, init = workers.send, chaos.World.__init__
+    class Kept:
+        async def done(self): return 0
+    def planned(self, *args, **more):
+        init(self, *args, **more)
+        self.deaths = [(3, 'before', 1.)] # the write that holds the first intent
+    monkeypatch.setattr(chaos.World, '__init__', planned)
+    assert schedule(0, kinds=()).wrong == [] # nothing has left
+    monkeypatch.setattr(workers, 'send', lambda place, link, ticket, state, give: send(place, link, Kept(), state, give))
+    v = schedule(0, kinds=())
+    assert v.doubled_orders and v.lost_fills and any(x.startswith('orphan') for x in v.wrong)

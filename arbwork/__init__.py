@@ -51,6 +51,7 @@ Modules:
 - `arbwork.settings`: What the person decides, read once, checked at the door, frozen.
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.
 - `arbwork.sim.bybit`: The v5 REST API for spot, the public, the private and the trade socket, as their clients expect them.
+- `arbwork.sim.chaos`: The whole live stack against venues that do their worst, judged by what the venues know.
 - `arbwork.sim.coinbase`: The Advanced Trade REST API with its signed tokens, and the one socket whose frames are numbered, as their clients expect them.
 - `arbwork.sim.engine`: One venue's books, orders and accounts, in exact numbers and without a socket.
 - `arbwork.sim.faults`: What can go wrong between a venue and a client, each under one name, ordered by hand or drawn from a seed.

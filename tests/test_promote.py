@@ -316,3 +316,17 @@ def test_a_study_that_fails_leaves_its_page_and_the_store_as_it_was(tmp_path):
     try: assert store.snapshots() == []
     finally: store.close()
     assert not list(s.strategies.glob('promoted/*'))
+
+
+def test_what_to_change_next_is_said_kept_and_found_again(tmp_path, capsys):
+    world_ = stress(seed=5, hours=.6, calibration=Calibration(jumps_per_hour=20., jump_bps=25., jump_below=.5))
+    s = place(tmp_path/'p', world_)
+    at = ['--settings', s.path, '--json']
+    found = tell(capsys, 'recommend', *at)
+    kept = json.loads((s.var/'recommendations.json').read_text())
+    assert kept['said'] == found['said'] and found['said'] and found['tried'] > 10 and found['about']['snapshot'] in Ticks(s.ticks).snapshots()
+    assert all(x['reproduce']['snapshot'] == found['about']['snapshot'] and x['wish'] in x['reproduce']['move'] for x in found['found'])
+    again = tell(capsys, 'recommend', '--snapshot', found['about']['snapshot'], *at)
+    assert again['found'] == found['found']
+    assert 'no snapshot moon' in tell(capsys, 'recommend', '--snapshot', 'moon', *at, code=3)
+    assert "found 'moon'" in tell(capsys, 'recommend', 'moon', *at, code=2)

@@ -145,7 +145,7 @@ def words(
     name, unit = WISH_WORDS.get(r.wish, (r.wish, ''))
     leg = f', worst lone leg {r.worst_leg:+.2f}' if r.worst_leg else ', no lone leg'
     return (f'{name} {_show(r.now)} to {_show(r.then)}{" " + unit if unit else ""}: {r.trades:+,} trades, {r.pnl_day:+,.2f} {quote} a day unseen ({r.low_day:+,.2f} to {r.high_day:+,.2f}){leg}; '
-            f'confidence {r.confidence:.0%}, because {r.because}').replace('  ', ' ')
+            f'confidence {"over 99%" if r.confidence > .99 else f"{r.confidence:.0%}"}, because {r.because}').replace('  ', ' ')
 
 def _sentence(x:str)->str: return x[0].upper() + x[1:] + '.'
 

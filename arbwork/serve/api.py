@@ -327,6 +327,16 @@ def _reading(app:FastAPI, auth:Auth, desk:Desk, settings:Settings):
         session, found = await desk.trades(int(text))
         return _json(dict(session=session, trades=found))
 
+    @app.get('/recommendations')
+    async def recommendations(request:Request):
+        "What `arbwork recommend` last found, with what reproduces it; null before the first time."
+        await seen_by(request)
+        path = settings.var/'recommendations.json'
+        try: found = msgspec.json.decode(await asyncio.to_thread(path.read_bytes))
+        except FileNotFoundError: found = None
+        except (OSError, msgspec.DecodeError) as e: raise Problem(500, 'server', 'recommendations.json', str(e)[:200], 'what `arbwork recommend` writes') from e
+        return _json(dict(recommendations=found))
+
     @app.get('/report')
     async def report(request:Request):
         "What the studies found and recommend, and how the session does."

@@ -12,10 +12,11 @@ __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 
            'backfill', 'execute_notebook', 'parameter_values', 'grid_values', 'research', 'study_notebook',
            'no_snapshot_left', 'manifest_at', 'promote', 'kernel_of', 'demote', 'rollback', 'review', 'manifest_show',
            'manifest_verify', 'manifest_history', 'manifest_schema_', 'settings_of', 'differences', 'reproduce',
-           'schedule_once', 'schedule_run', 'schedule_list', 'schedule_units', 'live', 'parity', 'report', 'write_html',
-           'api', 'read_secret', 'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init',
-           'vault_put', 'vault_list', 'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions', 'check_disk',
-           'check_port', 'check_clock', 'check_venue', 'doctor', 'demo', 'compile_kernels', 'version', 'chaos']
+           'recommend', 'in_force_or_wished', 'recorded', 'schedule_once', 'schedule_run', 'schedule_list',
+           'schedule_units', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password',
+           'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove',
+           'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'check_venue',
+           'doctor', 'demo', 'compile_kernels', 'version', 'chaos']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -714,6 +715,72 @@ def reproduce(
     elif not found: show(dict(id=m.id, same=True, fields=f'{len(m.figures) + len(m.gates) + len(msgspec.structs.asdict(m.params))} figures, gates and parameters', executed=str(folder/m.notebook)), False, 'the same')
     else: show({d['field']: f'{d["manifest"]} in the manifest, {d["found"]} now' for d in found}, False, f'{len(found)} fields differ')
     if found: raise typer.Exit(1)
+
+# %% ../nbs/91_cli.ipynb #4ffd0ad4
+@app.command()
+def recommend(
+    strategy:Annotated[str, typer.Argument()]='cross',
+    start:Annotated[str, typer.Option('--from', help='UTC; otherwise the first tick')]='',
+    to:Annotated[str, typer.Option(help='UTC, excluded; otherwise behind the last tick')]='',
+    snapshot:Annotated[str, typer.Option(help='of the tick store; otherwise one of what is there now')]='',
+    out:Annotated[Path|None, typer.Option(help='otherwise recommendations.json under var')]=None,
+    settings:SettingsFile=None, as_json:AsJson=False,
+):
+    "Say what to change next, or that nothing should be, by how much it would have paid on books not used for choosing it."
+    import msgspec
+
+    from arbwork.research.recommend import recommend as advise
+    from arbwork.research.recommend import say as in_words
+    s, name = load_settings(settings), strategy
+    kernel_of(name)
+    params, manifest = in_force_or_wished(s, name)
+    rows, universe, snapshot = recorded(s, start, to, snapshot)
+    mids = {x.base: float((rows['bid_px'][:, 0] + rows['ask_px'][:, 0])[rows['slot'] == k].mean()/2) for k, x in enumerate(universe.listings)}
+    holdings = {x.venue: {x.quote: 50*s.params.max_notional, x.base: 50*s.params.max_notional/mids[x.base]} for x in universe.listings}
+    latency_ms = {v: s.venues[v].latency_ms for v in universe.venues}
+    window = [int(rows['ts_recv_ns'][0]), int(rows['ts_recv_ns'][-1]) + 1]
+    about = dict(strategy=name, snapshot=snapshot, window=window, latency_ms=latency_ms, holdings=holdings, manifest=manifest)
+    import numpy as np
+
+    from arbwork.research.backtest import inventory_of
+    with working('moving each wish') as at:
+        advice = advise(name, rows, universe, params, inventory=inventory_of(universe, holdings), latency_ns=np.array([latency_ms[v]*1e6 for v in universe.venues]), fee_in='received', seed=s.seed,
+                        about=about, on_progress=lambda n, total: at('moving each wish', n/total, n))
+    found = dict(made_ns=time.time_ns(), said=in_words(advice, universe.listings[0].quote), advised=len(advice.advised), about=about) | msgspec.to_builtins(advice)
+    path = (out or s.var/'recommendations.json').resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.part')
+    part.write_bytes(msgspec.json.encode(found))
+    part.replace(path)
+    if as_json: return print(json.dumps(found | dict(file=str(path))))
+    for line in found['said']: print(line)
+
+# %% ../nbs/91_cli.ipynb #d35bf9a1
+def in_force_or_wished(settings:Settings, strategy:str)->tuple: # parameters, and the id of their manifest or ''
+    "The parameters that are traded: of the manifest in force, of the settings where there is none."
+    if not (settings.promoted/f'{strategy}.json').exists(): return settings.params, ''
+    m = manifest_at(settings, strategy)
+    return m.params, m.id
+
+def recorded(
+    settings:Settings, start:str, end:str,
+    snapshot:str, # '' takes one
+)->tuple: # rows, universe, name of the snapshot
+    "What the tick store holds of the venues and instruments of the settings."
+    from arbwork.decide.contract import Universe
+    from arbwork.store.collect import tape
+    from arbwork.store.ticks import Ticks
+    store = Ticks(settings.ticks)
+    try:
+        have = [(v, i) for v, i in store.symbols() if v in settings.venues and i in settings.instruments]
+        if len(have) < 2: raise DataError(f'{store.uri}: holds {store.symbols() or "nothing"} of the venues and instruments in {settings.path}, wanted one instrument at two venues')
+        if snapshot and snapshot not in store.snapshots(): raise DataError(f'{store.uri}: no snapshot {snapshot}, found {", ".join(sorted(store.snapshots())[:8]) or "none"}')
+        if not snapshot:
+            snapshot = 'recorded-' + '-'.join(str(store.span(v, i)[2]) for v, i in have) + f'-{max(store.span(v, i)[1] for v, i in have)//NS}'
+            if snapshot not in store.snapshots(): store.snapshot(snapshot)
+        universe = Universe([store.listing(v, i, as_of=snapshot) for v, i in have], {v: (settings.venues[v].maker_bps, settings.venues[v].taker_bps) for v, _ in have})
+        return tape(store, universe, parse_ns(start) if start else None, parse_ns(end) if end else None, as_of=snapshot), universe, snapshot
+    finally: store.close()
 
 # %% ../nbs/91_cli.ipynb #904c1265
 schedule = typer.Typer(no_args_is_help=True, help='Notebooks that run by themselves, as [schedule] in the settings says. `once` under systemd or cron, or `run` for a process that stays; `units` writes the files.')

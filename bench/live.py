@@ -1,0 +1,285 @@
+"""Tick to order of the whole product, beside a stock ccxt.pro loop, in one interleaved run; what holds the loop; what a start costs.
+
+`arbwork.live` runs as a process with everything on: signed manifest, risk checks, journal, intents durable before their bytes leave. Two venues in Binance's words write a
+frame that opens an edge and note when; they note again when the bytes of the first order have been read. The ccxt.pro loop is what its examples show: `watch_bids_asks` on two
+venues, a comparison, `create_order_ws` on both. The venues are in this process; each receiver is in a process of its own; their ticks take turns.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from base64 import b64encode
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+
+TICKS, PAUSE_S = 200, 0.04
+VENUES = 'binance', 'twin'
+DEAR, CHEAP = Decimal('27.10'), Decimal('27.00')
+
+
+def text(x) -> bytes: return json.dumps(x, separators=(',', ':')).encode()
+
+
+def frame(body: bytes) -> bytes:
+    n = len(body)
+    return b'\x81' + (bytes([n]) if n < 126 else b'\x7e' + n.to_bytes(2, 'big')) + body
+
+
+class Venue:
+    "One venue in Binance's words: as much as a trading client asks, and no more."
+
+    def __init__(self, name: str):
+        self.name, self.seq, self.px, self.streams, self.heard, self.orders, self.at = name, 1_000, CHEAP, [], asyncio.Event(), 0, 0
+        self.held = {'LINK': Decimal(10**8), 'USDT': Decimal(10**10)}
+
+    async def open(self):
+        self.server = await asyncio.start_server(self.client, '127.0.0.1', 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    def sides(self) -> tuple[list, list]:
+        return ([[f'{self.px - Decimal("0.01")*(i + 1)}', '500.00'] for i in range(20)], [[f'{self.px + Decimal("0.01")*i}', '500.00'] for i in range(20)])
+
+    def move(self, px: Decimal) -> int:  # when, steady clock
+        "A new price for everybody who listens: best bid and ask, and the difference of the depth."
+        gone = [[x[0], '0.00'] for x in self.sides()[0]], [[x[0], '0.00'] for x in self.sides()[1]]
+        self.px = px
+        bids, asks = self.sides()
+        self.seq += 1
+        new = {x[0] for x in bids}, {x[0] for x in asks}
+        depth = {'e': 'depthUpdate', 'E': time.time_ns()//10**6, 's': 'LINKUSDT', 'U': self.seq, 'u': self.seq, 'b': bids + [x for x in gone[0] if x[0] not in new[0]],
+                 'a': asks + [x for x in gone[1] if x[0] not in new[1]]}
+        quote = {'u': self.seq, 's': 'LINKUSDT', 'b': bids[0][0], 'B': '500.00', 'a': asks[0][0], 'A': '500.00'}
+        sent = {'depth': frame(text({'stream': 'linkusdt@depth@100ms', 'data': depth})), 'quote': frame(text({'stream': 'linkusdt@bookTicker', 'data': quote}))}
+        began = time.perf_counter_ns()
+        for kind, writer in self.streams: writer.write(sent[kind])
+        return began
+
+    async def client(self, reader, writer):
+        try:
+            while True:
+                head = (await reader.readuntil(b'\r\n\r\n')).decode()
+                lines = {k.lower(): v for line in head.split('\r\n')[1:] if ': ' in line for k, v in [line.split(': ', 1)]}
+                target = head.split(' ', 2)[1]
+                if 'sec-websocket-key' in lines: return await self.socket(reader, writer, lines['sec-websocket-key'], target)
+                if n := int(lines.get('content-length', 0)): await reader.readexactly(n)
+                body = text(self.rest(target))
+                writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+        except (ConnectionError, asyncio.IncompleteReadError): pass
+        finally: writer.close()
+
+    def rest(self, target: str):
+        path, now = target.partition('?')[0], time.time_ns()//10**6
+        if path.endswith('/time'): return {'serverTime': now}
+        if path.endswith('/exchangeInfo'):
+            filters = [{'filterType': 'PRICE_FILTER', 'tickSize': '0.01', 'minPrice': '0.01', 'maxPrice': '1000'}, {'filterType': 'LOT_SIZE', 'stepSize': '0.01', 'minQty': '0.01', 'maxQty': '100000'},
+                       {'filterType': 'NOTIONAL', 'minNotional': '5'}]
+            return {'timezone': 'UTC', 'serverTime': now, 'rateLimits': [], 'symbols': [{'symbol': 'LINKUSDT', 'status': 'TRADING', 'baseAsset': 'LINK', 'quoteAsset': 'USDT', 'filters': filters,
+                    'baseAssetPrecision': 8, 'quotePrecision': 8, 'isSpotTradingAllowed': True, 'permissions': ['SPOT'], 'orderTypes': ['LIMIT'], 'permissionSets': [['SPOT']]}]}
+        if path.endswith('/depth'):
+            bids, asks = self.sides()
+            return {'lastUpdateId': self.seq, 'bids': bids, 'asks': asks}
+        if path.endswith('/account'): return {'balances': [{'asset': a, 'free': str(x), 'locked': '0'} for a, x in self.held.items()]}
+        if path.endswith('/apiRestrictions'): return {'enableSpotAndMarginTrading': True, 'enableWithdrawals': False}
+        return []
+
+    async def socket(self, reader, writer, key: str, target: str):
+        accept = b64encode(hashlib.sha1(f'{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11'.encode()).digest()).decode()
+        writer.write(f'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n'.encode())
+        mine = []
+        try:
+            while True:
+                code, n = await reader.readexactly(2)
+                n &= 127
+                if n == 126: n = int.from_bytes(await reader.readexactly(2), 'big')
+                mask, body = await reader.readexactly(4), await reader.readexactly(n)
+                at = time.perf_counter_ns()
+                if code & 15 == 8: return
+                raw = bytes(c ^ mask[i % 4] for i, c in enumerate(body))
+                if code & 15 == 9: writer.write(b'\x8a' + bytes([len(raw)]) + raw)
+                if code & 15 != 1: continue
+                asked = json.loads(raw)
+                if asked['method'] == 'order.place' and not self.heard.is_set(): self.at = at; self.heard.set()
+                writer.write(frame(text(self.answer(asked))))
+                if asked['method'] == 'SUBSCRIBE': mine += [('depth' if 'depth' in x else 'quote', writer) for x in asked['params']]; self.streams += mine[-len(asked['params']):]
+        finally: self.streams = [x for x in self.streams if x not in mine]
+
+    def answer(self, asked: dict) -> dict:
+        if asked['method'] in ('SUBSCRIBE', 'UNSUBSCRIBE'): return {'result': None, 'id': asked['id']}
+        if asked['method'] != 'order.place': return {'id': asked['id'], 'status': 200, 'result': {'subscriptionId': 0}}
+        p, now = asked['params'], time.time_ns()//10**6
+        self.orders += 1
+        buy, qty = p['side'] == 'BUY', Decimal(p['quantity'])
+        px = self.px if buy else self.px - Decimal('0.01')
+        self.held['LINK'] += qty if buy else -qty
+        self.held['USDT'] -= qty*px if buy else -qty*px
+        fill = {'price': str(px), 'qty': str(qty), 'commission': '0', 'commissionAsset': 'USDT', 'tradeId': self.orders}
+        return {'id': asked['id'], 'status': 200, 'result': {'symbol': 'LINKUSDT', 'orderId': self.orders, 'orderListId': -1, 'clientOrderId': p['newClientOrderId'], 'transactTime': now, 'price': p['price'],
+                'origQty': str(qty), 'executedQty': str(qty), 'cummulativeQuoteQty': str(qty*px), 'status': 'FILLED', 'timeInForce': 'IOC', 'type': 'LIMIT', 'side': p['side'], 'fills': [fill]}}
+
+
+# ---- the receivers
+
+def live(folder: str, seconds: str) -> None:
+    "The bot itself; `twin` is a second venue that speaks Binance."
+    twin()
+    from arbwork.live import main
+    raise SystemExit(main(['--mode', 'sim', '--settings', f'{folder}/settings.ini', '--seconds', seconds, '--json']))
+
+
+def twin():
+    from arbwork.feed.binance import Binance
+    from arbwork.feed.wire import CODECS
+
+    class Twin(Binance):
+        venue = 'twin'
+        def listings_reply(self, status, body):
+            found = {name: msgspec.structs.replace(x, venue='twin') for name, x in super().listings_reply(status, body).items()}
+            self.listings |= found
+            return found
+    CODECS['twin'] = Twin
+
+
+async def ccxt_loop(ports: list[int]) -> None:
+    "Two venues, a comparison, an order at each."
+    import ccxt.pro
+    best, names, busy = {}, dict(zip(VENUES, ports)), []
+
+    def one(port):
+        ex = ccxt.pro.binance({'apiKey': 'k', 'secret': 's', 'enableRateLimit': False, 'options': {'fetchMarkets': {'types': ['spot']}, 'fetchCurrencies': False}})
+        ex.urls['api'].update(public=f'http://127.0.0.1:{port}/api/v3', private=f'http://127.0.0.1:{port}/api/v3', v1=f'http://127.0.0.1:{port}/api/v1', sapi=f'http://127.0.0.1:{port}/sapi/v1')
+        ex.urls['api']['ws']['spot'], ex.urls['api']['ws']['ws-api']['spot'] = f'ws://127.0.0.1:{port}/stream', f'ws://127.0.0.1:{port}/ws-api/v3'
+        return ex
+    clients = {name: one(port) for name, port in names.items()}
+    for ex in clients.values(): await ex.load_markets()
+
+    async def order(name, side, qty, px):
+        await clients[name].create_order_ws('LINK/USDT', 'limit', side, qty, px, {'timeInForce': 'IOC', 'newOrderRespType': 'FULL'})
+
+    async def follow(name):
+        while True:
+            best[name] = (await clients[name].watch_bids_asks(['LINK/USDT']))['LINK/USDT']
+            if len(best) < 2 or busy: continue
+            for buy, sell in (VENUES, VENUES[::-1]):
+                ask, bid = best[buy]['ask'], best[sell]['bid']
+                if bid > ask*1.0022:
+                    busy.append(1)
+                    qty = min(10., best[buy]['askVolume'], best[sell]['bidVolume'])
+                    await asyncio.gather(order(buy, 'buy', qty, ask), order(sell, 'sell', qty, bid))
+                    busy.clear()
+    await asyncio.gather(*map(follow, VENUES))
+
+
+# ---- the run
+
+def furnish(folder: Path, ports: list[int]) -> dict:
+    "Settings, keys and a manifest; the environment of the bot."
+    from arbwork.decide.contract import Universe
+    from arbwork.market import Listing
+    from arbwork.serve import drill
+    from arbwork.feed.codec import Keys
+    secret = 'bench passphrase'
+    listings = [Listing(v, 'LINK-USDT', 'LINKUSDT', Decimal('0.01'), Decimal('0.01'), Decimal('0.01'), Decimal('5')) for v in VENUES]
+    world = msgspec.defstruct('World', [('universe', Universe)])(Universe(listings, dict.fromkeys(VENUES, (10., 10.))))
+    wishes, drill.WISHES = drill.WISHES, msgspec.structs.replace(drill.WISHES, cooldown_s=0., trades_per_hour=1e6, max_notional=270., max_exposure=1e6, max_loss_day=1e8, max_drawdown=1.)
+    try: drill.furnish(folder, dict(zip(VENUES, ports)), world, Keys('k', 's'), secret)
+    finally: drill.WISHES = wishes
+    return {**os.environ, 'ARBWORK_VAULT_PASSPHRASE': secret}
+
+
+class Race:
+    "Both receivers at work, each with two venues; ticks take turns."
+
+    def __init__(self, seconds: float = 900.):
+        import uvloop
+        self.loop, self.folder = uvloop.new_event_loop(), tempfile.TemporaryDirectory(prefix='bench-live-')
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.missed = dict.fromkeys(('arbwork', 'ccxt.pro'), 0)
+        self.venues = {who: [self.call(Venue(name).open()) for name in VENUES] for who in ('arbwork', 'ccxt.pro')}
+        ports = {who: [v.port for v in some] for who, some in self.venues.items()}
+        env, root = furnish(Path(self.folder.name), ports['arbwork']), Path(__file__).parents[1]
+        self.log = open(Path(self.folder.name)/'log', 'wb')
+        self.children = [subprocess.Popen([sys.executable, '-m', 'bench.live', 'live', self.folder.name, str(seconds)], env=env, cwd=root, stdout=self.log, stderr=self.log),
+                         subprocess.Popen([sys.executable, '-m', 'bench.live', 'ccxt', *map(str, ports['ccxt.pro'])], cwd=root, stdout=self.log, stderr=self.log)]
+
+    def words(self) -> str:
+        with open(self.log.name, errors='replace') as f: return f.read()[-2_000:]
+
+    def call(self, coroutine): return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(300)
+
+    async def ready(self, seconds=180):
+        async with asyncio.timeout(seconds):
+            while not all(v.streams for some in self.venues.values() for v in some):
+                if any(c.poll() is not None for c in self.children): raise RuntimeError(self.words())
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(2)
+        for some in self.venues.values():
+            for v in some: v.move(CHEAP)
+
+    async def tick(self, who: str) -> float:  # seconds from the frame to the first order
+        "A tick that is missed, since the trade before it is not over yet, is made again; five in a row are an error."
+        a, b = self.venues[who]
+        for k in range(5):
+            for v in (a, b): v.heard.clear()
+            b.move(CHEAP)
+            a.move(CHEAP)
+            await asyncio.sleep(PAUSE_S/2)
+            began = b.move(DEAR)
+            try:
+                async with asyncio.timeout(2): await asyncio.gather(a.heard.wait(), b.heard.wait())
+                break
+            except TimeoutError: self.missed[who] += 1
+        else: raise RuntimeError(f'{who}: no order at {[v.name for v in (a, b) if not v.heard.is_set()]}: {self.words()}')
+        took = (min(a.at, b.at) - began)/1e9
+        await asyncio.sleep(PAUSE_S/2)
+        b.move(CHEAP)
+        await asyncio.sleep(PAUSE_S/2)
+        return took
+
+    async def take(self, n: int) -> dict[str, list[float]]:
+        out = {who: [] for who in self.venues}
+        for k in range(n + 5):
+            for who in out:
+                took = await self.tick(who)
+                if k >= 5: out[who].append(took)
+        return out
+
+    def close(self):
+        for c in self.children: c.terminate()
+        for c in self.children: c.wait()
+        self.log.close()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.folder.cleanup()
+
+
+@contextmanager
+def tick_to_order():
+    "From a frame that opens an edge to the bytes of the first order: the whole product with durable intents, and a stock ccxt.pro loop; the baseline is that loop."
+    race, n = Race(), 20 if os.environ.get('BENCH_QUICK') else TICKS
+    try:
+        race.call(race.ready())
+        found = {}
+
+        def lane(who):
+            if who == 'ccxt.pro': found.update(race.call(race.take(n//5)))
+            return statistics.median(found[who])
+        yield {who: (lambda who=who: lane(who), 1) for who in ('ccxt.pro', 'arbwork')}, 'ms', 1e3, 'ccxt.pro', 5
+        if any(race.missed.values()): print(f'ticks made again: {race.missed}', file=sys.stderr)
+    finally: race.close()
+
+
+BENCHES = {'tick_to_order': tick_to_order}
+
+if __name__ == '__main__':
+    if sys.argv[1] == 'live': live(*sys.argv[2:])
+    asyncio.run(ccxt_loop([int(x) for x in sys.argv[2:]]))

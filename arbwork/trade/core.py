@@ -887,13 +887,14 @@ def replay(
             pending += [(MADE[type(a)], a) for a in out.core.give(e.kind, e.ts_ns, msgspec.msgpack.decode(e.body, type=GIVEN[e.kind])) if type(a) in MADE]
         elif e.kind in MADE.values():
             kind, made = pending.pop(0) if pending else ('nothing', None)
-            _compare(out, e, kind == e.kind and msgspec.msgpack.encode(made) == e.body, f'{e.kind} {e.body[:80]!r}', f'{kind} {made}')
+            same = kind == e.kind and msgspec.msgpack.encode(made) == e.body
+            _compare(out, e, same, *(('', '') if same else (f'{e.kind} {e.body[:80]!r}', f'{kind} {made}')))
     if out is None: raise DataError('session journal: found nothing, wanted the entry start')
     return out
 
 # %% ../../nbs/trade/02_core.ipynb #01f890b2
 def _compare(out:Replay, e, same:bool, found:str, made:str):
-    "Count one comparison."
+    "Count one comparison; what differed is put into words only if it did."
     out.total += 1
     if same: out.identical += 1
     elif not out.first: out.first = f'offset {e.offset}: the journal has {found}, the replay {made}'
@@ -908,4 +909,5 @@ def _replay_steps(out:Replay, e, pending:list):
         out.last_ns = now_ns
         if len(intents): pending += [(MADE[type(a)], a) for a in out.core.take() if type(a) in MADE]
         elif out.core.made: pending += [(MADE[type(a)], a) for a in out.core.take() if type(a) in MADE]
-        _compare(out, e, (found, len(intents)) == (code, n), f'code {code}, {n} intents in row {k}', f'code {found}, {len(intents)} intents')
+        same = (found, len(intents)) == (code, n)
+        _compare(out, e, same, *(('', '') if same else (f'code {code}, {n} intents in row {k}', f'code {found}, {len(intents)} intents')))

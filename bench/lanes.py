@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import board, disk, feed, peers, store, study
+from bench import board, disk, feed, live, peers, store, study
 from bench.sample import rows
 
 

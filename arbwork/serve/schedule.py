@@ -104,7 +104,7 @@ def command_of(settings:Settings, job:str, folder:Path)->list[str]:
     arbwork, at = [sys.executable, '-m', 'arbwork'], ['--settings', str(settings.path), '--json']
     if job == 'report': return [*arbwork, 'report', str(settings.var), '--out', str(folder/'report.html'), *at]
     if job == 'review': return [*arbwork, 'review', *at]
-    if job == 'recommend': return [*arbwork, 'recommend', '--out', str(folder/'recommendations.json'), *at]
+    if job == 'recommend': return [*arbwork, 'recommend', *at] # the newest stands where the API reads it, this run's own in output.json
     return [*arbwork, 'research', job, '--out', str(folder), *at]
 
 def check_jobs(settings:Settings)->dict: # name to trigger

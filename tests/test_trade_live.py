@@ -255,7 +255,7 @@ def test_paper_sends_nothing_and_still_reconciles(tmp_path):
                 assert code == 0 and result['trades'] >= 2 and result['pnl_quote'] > 0, (result, log)
             whole(w, journal, 'paper')
             assert all(not v.engine.orders for v in w.venues.values())
-            with Bot(settings, '--session', 'real', mode=('live',), name='live') as bot:
+            with Bot(settings, '--session', 'real', '--i-know-this-is-real-money', mode=('live',), name='live') as bot:
                 code, _, log = await bot.ended()
                 assert code == 2 and "wanted for 'live'" in log
     asyncio.run(main())

@@ -46,6 +46,7 @@ class LoopJournal(SqliteJournal):
     def __init__(self, path, loop, delay_s:float=.002, kill_at:int=0, how:str='after', die=None):
         self.loop, self.delay_s, self.kill_at, self.how, self.die, self.writes, self.safe, self._timer = loop, delay_s, kill_at, how, die, 0, 0, None
         super().__init__(path)
+        self.safe = self._db.execute('select max(offset) from entry').fetchone()[0] or 0 # earlier lives' entries stay
 
     def _start(self): self._idle = True
 

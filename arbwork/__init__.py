@@ -4,11 +4,15 @@ Modules:
 
 - `arbwork.cli`: Every room has its command; each answers in words or, with `--json`, to a program, and ends with an exit code that means something.
 - `arbwork.clock`: Time is an argument. Nothing below `live` reads the wall's.
+- `arbwork.decide.basis`: Two venues are usually a little apart; when they are unusually far, bet on their coming back, a slice at a time.
 - `arbwork.decide.contract`: What a strategy is given, what it gives back, and the words for *no*.
 - `arbwork.decide.cross`: Buy where it is cheap, sell where it is dear, both at once, both as taker.
+- `arbwork.decide.cycle`: Three or four conversions that end with more of the money they began with, within a venue or across several.
 - `arbwork.decide.edge`: What is left after both legs pay their fees, at the touch and through the depth.
 - `arbwork.decide.fill`: What an order gets from a book that others, and we ourselves, have already eaten from.
 - `arbwork.decide.risk`: What may be done at all, and when it all stops.
+- `arbwork.decide.step`: From a new row to a decision that may be sent, and from a trade that went wrong to the orders that mend it.
+- `arbwork.decide.strategies`: The ones that come along, and how to bring your own without touching the package.
 - `arbwork.desk.demo`: One command from recorded books to a trade, through the parts that also trade real money.
 - `arbwork.desk.rehearse`: One line in a notebook: the API is there, the screen is open, and Start starts something.
 - `arbwork.desk.widgets`: A session on one screen: what you want of it, what the market offers, what it did.
@@ -29,6 +33,7 @@ Modules:
 - `arbwork.feed.wire`: Sockets that come back by themselves, books that are never silently wrong, orders whose fate is never guessed.
 - `arbwork.live`: The bot: one process that trades a signed manifest, and can be killed at any moment.
 - `arbwork.market`: The words that everything else is written in: venue, instrument, money, and what can be wrong.
+- `arbwork.research.assume`: Whose books, how long the way, what it costs, and how orders wait their turn.
 - `arbwork.research.backtest`: The live kernel over recorded events, filled at the book as it stands when the order gets there.
 - `arbwork.research.evidence`: How much of a good backtest is luck, when it is the best of many.
 - `arbwork.research.hindsight`: The most that could have been earned on the same books, and where the rest of it went.

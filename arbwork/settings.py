@@ -8,8 +8,8 @@ exchange keys live in the vault."""
 
 # %% auto #0
 __all__ = ['SINGLE_LEG', 'MAX_TRADES', 'RANGES', 'LIMIT_RANGES', 'GATES', 'KEYS', 'ADDRESSES', 'RECORDED', 'LADDER', 'ALERTS',
-           'Params', 'check_params', 'make_params', 'Limits', 'make_limits', 'VenueSettings', 'Recording', 'Ladder',
-           'Scheduled', 'Settings', 'find_settings', 'load_settings']
+           'Params', 'ranges_of', 'check_params', 'make_params', 'Limits', 'make_limits', 'VenueSettings', 'Recording',
+           'Ladder', 'Scheduled', 'Settings', 'find_settings', 'load_settings']
 
 # %% ../nbs/02_settings.ipynb #8e2726f5
 import configparser
@@ -50,11 +50,17 @@ RANGES = dict(risk_tolerance=(0, 1), min_edge_bps=(-50, 1_000), min_profit_quote
     max_loss_day=(0, 1e8), max_drawdown=(0, 1), stop_bps=(0, 5_000), deadline_s=(0.01, 3_600), fee_mult=(0, 100))
 
 # %% ../nbs/02_settings.ipynb #9a262b73
+def ranges_of(
+    kind:type=Params, # `Params`, or what a strategy adds to it: a frozen subclass with `ranges` of its own
+)->dict[str, tuple]: # name to lowest and highest
+    "The range of every figure."
+    return RANGES | getattr(kind, 'ranges', {})
+
 def check_params(
     params:Params, # as read from a person, a file or the network
 )->Params: # the same
     "Stop at the door: each figure finite and in its range, or a `ConfigError` with name, found and wanted."
-    for name, (low, high) in RANGES.items():
+    for name, (low, high) in ranges_of(type(params)).items():
         x = getattr(params, name)
         if isinstance(x, bool) or not (isinstance(x, (int, float)) and low <= x <= high):
             raise ConfigError(f'parameter {name}: found {x!r}, wanted {low} to {high}')
@@ -67,12 +73,13 @@ def make_params(
     base:Params=Params(), # what is not named stays as here
 )->Params:
     "Parameters from names and values; an unknown name or a wrong type is refused by name."
-    unknown = sorted(set(values) - set(Params.__struct_fields__))
-    if unknown: raise ConfigError(f'parameter {unknown[0]}: unknown, wanted one of {", ".join(Params.__struct_fields__)}')
+    kind = type(base)
+    unknown, types = sorted(set(values) - set(kind.__struct_fields__)), {f.name: f.type for f in msgspec.structs.fields(kind)}
+    if unknown: raise ConfigError(f'parameter {unknown[0]}: unknown, wanted one of {", ".join(kind.__struct_fields__)}')
     for name, x in values.items():
-        try: msgspec.convert(x, Params.__annotations__[name], strict=False)
+        try: msgspec.convert(x, types[name], strict=False)
         except msgspec.ValidationError as e: raise ConfigError(f'parameter {name}: found {x!r}, wanted a number') from e
-    return check_params(msgspec.convert({**msgspec.structs.asdict(base), **values}, Params, strict=False))
+    return check_params(msgspec.convert({**msgspec.structs.asdict(base), **values}, kind, strict=False))
 
 # %% ../nbs/02_settings.ipynb #b9ac861a
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

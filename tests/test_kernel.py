@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from arbwork.clock import NS
 from arbwork.decide.contract import INTENT, MAX_INTENTS, MAX_TRADES, MEMORY, OPEN_TRADE, REASONS, Params, Universe, params_array
-from arbwork.decide.cross import commit, decide, kernel_hash, lone_leg, step, tokens
+from arbwork.decide.contract import SINGLE_LEG
+from arbwork.decide.cross import decide, step
 from arbwork.decide.edge import cross_size, net_edge_bps, walk
 from arbwork.decide.fill import CONSUMED, book, hold, refresh, take, unhold, view
 from arbwork.decide.risk import BY_LOSS, HALTED, mark, new_risk
+from arbwork.decide.step import commit, kernel_hash, mend, tokens
 from arbwork.feed.events import BOOK, INVALID, LEVELS, VALID
 from arbwork.market import BUY, SELL, ConfigError, DataError, Listing
 from arbwork.research.backtest import backtest, inventory_of, peeks, prepare
@@ -98,7 +100,8 @@ class Stepped:
         unhold(self.inventory, self.specs, slot, side, qty, limit, self.params)
         if filled > 0:
             book(self.inventory, self.specs, slot, side, filled, notional, self.specs[slot]['taker_bps']*self.p.fee_mult, self.fee_in)
-            t['bought' if side == BUY else 'sold'] += filled
+            if slot == t['buy']: t['bought'] += side*filled
+            else: t['sold'] -= side*filled
             if not hedge: t['buy_px' if side == BUY else 'sell_px'] = notional/filled
             self.fills.append((t['id'], slot, side, now, filled, notional))
             view(self.tape, self.received[slot], self.consumed, slot, self.board, slot)
@@ -109,7 +112,8 @@ class Stepped:
     def mark(self, now): mark(now, self.board, self.specs, self.start, self.inventory, self.marks, self.params, self.risk)
 
     def mend(self, now, t, at_once):
-        n = lone_leg(t['buy'], t['sell'], t['bought'], t['sold'], t['buy_px'], t['sell_px'], self.specs, self.params, self.out)
+        n = mend(2, np.array([t['buy'], t['sell']]), np.array([BUY, SELL]), np.full(2, t['qty']), np.array([t['bought'], t['sold']]), np.array([t['buy_px'], t['sell_px']]),
+                 self.specs, SINGLE_LEG.index(self.p.single_leg), self.p.stop_bps, self.out)
         t.setdefault('lone', now)
         t['waits'] = None
         if not n or now > t['lone'] + int(self.p.deadline_s*1e9):
@@ -144,16 +148,16 @@ class Stepped:
             view(self.tape, i, self.consumed, s, seen, 0)
             for t in [*self.work.values()]:
                 if t['waits'] == s: self.mend(now, t, True)
-            code = step(now, seen, 0, self.board, self.specs, self.start, self.inventory, self.trades, self.params, self.memory, self.marks,
+            code = step(now, seen, 0, self.board, self.specs, self.start, self.inventory, self.trades, self.params, self.params, self.memory, self.marks,
                         self.risk, self.out)
             if code <= 0:
                 self.funnel[REASONS[-code]] += 1
                 continue
             buy, sell, place = self.out[0].copy(), self.out[1].copy(), int(np.flatnonzero(self.trades['id'] == 0)[0])
-            t = dict(id=len(self.work) + len(self.closed) + 1, place=place, buy=int(buy['slot']), sell=int(sell['slot']), bought=0., sold=0.,
+            t = dict(id=len(self.work) + len(self.closed) + 1, place=place, buy=int(buy['slot']), sell=int(sell['slot']), qty=buy['qty'], bought=0., sold=0.,
                      buy_px=buy['ref_px'], sell_px=sell['ref_px'], pending=0, waits=None)
             self.work[t['id']] = t
-            self.trades[place] = (t['id'], t['buy'], t['sell'], now, buy['qty'], buy['ref_px'])
+            self.trades['id'][place] = t['id']
             for x in (buy, sell): self.send(t, int(x['slot']), int(x['side']), x['qty'], x['limit_px'], now, False)
         self.settle(4*10**18)
         for end in ends: self.mark(end)
@@ -182,7 +186,7 @@ def test_stepping_in_python_equals_the_jitted_loop_and_passing_over_rows(seed, l
 
 def test_they_are_equal_with_several_trades_open_and_a_deadline_that_runs_out():
     r = same(5, Params(cooldown_s=0., max_open_trades=4, stop_bps=0., deadline_s=0.6, single_leg='proceed', trades_per_hour=1e6), (300_000_000, 700_000_000), 'received')
-    assert (abs(r.trades['bought'] - r.trades['sold']) > 0.01).any()
+    assert (abs(r.trades['done'][:, 0] - r.trades['done'][:, 1]) > 0.01).any()
 
 
 @settings(max_examples=15, deadline=None)
@@ -202,7 +206,7 @@ def test_money_is_conserved(seed, edge, tolerance, latency, slip, policy, fee_in
     assert (r.inventory[:, :, 0] > -1e-6).all()
     assert (f['qty'] <= f['wanted'] + 1e-9).all()
     np.testing.assert_allclose(f['fee'], f['notional']*2e-4, rtol=1e-9)
-    np.testing.assert_allclose(r.trades['cash'].sum(), f['quote_change'].sum(), atol=1e-6)
+    np.testing.assert_allclose([r.residuals().get(a, 0.) for a in universe.assets], [f['base_change'].sum(), f['quote_change'].sum()], atol=1e-6)
     assert sum(r.funnel.values()) == len(tape)
 
 
@@ -313,8 +317,20 @@ def test_a_kernel_of_ones_own_runs_in_the_same_loop():
 
     p = Params(cooldown_s=0., min_edge_bps=0.5)
     r, both = (backtest(k, tape, universe, p, inventory=rich(universe)) for k in (one_way, 'cross'))
-    assert (r.trades['buy_slot'] == 0).all() and 0 < len(r.trades) < len(both.trades)
+    assert (r.trades['slot'][:, 0] == 0).all() and 0 < len(r.trades) < len(both.trades)
     assert sum(r.funnel.values()) == len(tape)
+
+
+def test_a_lean_asks_more_of_one_direction_and_less_of_the_other():
+    tape, universe, p = market(11, rows=400), universe_of(1.), Params(cooldown_s=0., min_edge_bps=1.)
+    run = lambda lean, **how: backtest('cross', tape, universe, p, inventory=rich(universe), lean_bps=lean, **how)
+    plain, none, leaning, every = run(None), run([0., 0.]), run([0., 2.]), run([0., 2.], skip=False)
+    assert plain.funnel == none.funnel and (plain.fills == none.fills).all() and (plain.equity == none.equity).all()
+    assert leaning.funnel == every.funnel and (leaning.fills == every.fills).all()
+    away = leaning.trades['slot'][:, 0] == 0
+    assert away.any() and (~away).any() and (leaning.trades['edge_bps'][away] >= 3 - 1e-9).all() and leaning.trades['edge_bps'][~away].min() < 1
+    assert (plain.trades['edge_bps'][plain.trades['slot'][:, 0] == 0] < 3).any()
+    with pytest.raises(ConfigError, match='one a slot'): run([1.])
 
 
 def test_a_tape_that_cannot_be_right_is_refused():

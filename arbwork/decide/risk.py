@@ -8,12 +8,12 @@ releases it."""
 
 # %% auto #0
 __all__ = ['ACTIVE', 'REDUCING', 'PAUSED', 'HALTED', 'RISK_STATES', 'BY_NOBODY', 'BY_LOSS', 'BY_DRAWDOWN', 'BY_PERSON', 'CAUSES',
-           'RISK', 'DAY_NS', 'new_risk', 'remark', 'value', 'update', 'mark', 'release', 'check']
+           'RISK', 'DAY_NS', 'new_risk', 'remark', 'value', 'update', 'mark', 'release', 'check', 'withdrawals']
 
 # %% ../../nbs/decide/03_risk.ipynb #e5d05433
 import numpy as np
 
-from .contract import R_LIMIT, R_RISK
+from .contract import CANCEL_REST, GTC, POST_ONLY, R_LIMIT, R_RISK, REPLACE, REST
 from .edge import jit
 from ..feed.events import VALID
 from ..market import BUY
@@ -46,16 +46,35 @@ def remark(
     marks, # (assets,) quote currency of slot 0 per unit; written
 )->None:
     "Bring the marks up to the board."
-    numeraire = specs[0].quote
+    numeraire, indirect = specs[0].quote, False
     for a in range(marks.shape[0]):
-        total, n = 0., 0
+        total, n, direct = 0., 0, a == numeraire
         for s in range(specs.shape[0]):
-            row = board[s]
-            if specs[s].base == a and specs[s].quote == numeraire and row.state == VALID and row.bid_px[0] > 0 and row.ask_px[0] > 0:
+            if specs[s].base != a or specs[s].quote != numeraire: continue
+            row, direct = board[s], True
+            if row.state == VALID and row.bid_px[0] > 0 and row.ask_px[0] > 0:
                 total += (row.bid_px[0] + row.ask_px[0])/2
                 n += 1
         if n: marks[a] = total/n
+        if not direct: indirect = True
     marks[numeraire] = 1.
+    if indirect: _through(board, specs, marks)
+
+@jit
+def _through(board, specs, marks): # marks of assets that nothing prices in the quote currency of slot 0
+    for _ in range(2):
+        for a in range(marks.shape[0]):
+            total, n, direct = 0., 0, a == specs[0].quote
+            for s in range(specs.shape[0]):
+                row, base, quote = board[s], specs[s].base, specs[s].quote
+                if base == a and quote == specs[0].quote: direct = True
+                if not (row.state == VALID and row.bid_px[0] > 0 and row.ask_px[0] > 0): continue
+                mid = (row.bid_px[0] + row.ask_px[0])/2
+                if base == a and marks[quote] > 0: total += mid*marks[quote]
+                elif quote == a and marks[base] > 0: total += marks[base]/mid
+                else: continue
+                n += 1
+            if n and not direct: marks[a] = total/n
 
 @jit
 def value(
@@ -121,7 +140,7 @@ def mark(
     held = 0.
     if risk[0].marked_ns == 0:
         for s in range(specs.shape[0]):
-            if specs[s].quote == specs[0].quote and not marks[specs[s].base] > 0: return
+            if (marks[specs[s].base] > 0) != (marks[specs[s].quote] > 0): return
         for a in range(marks.shape[0]):
             for v in range(start.shape[0]): held += (start[v, a, 0] + start[v, a, 1])*marks[a]
     pnl, exposure = value(start, inventory, marks, specs)
@@ -148,22 +167,39 @@ def check(
     trades,    # (k,) of OPEN_TRADE; id 0 is a free place
     params,    # (1,) of PARAMS
     risk,      # (1,) of RISK
+    marks,     # (assets,) quote currency of slot 0 per unit
 ): # 0, or the code of the reason
     "May this be sent?"
     p = params[0]
     if risk[0].state != ACTIVE: return R_RISK
-    is_open = free = 0
+    is_open, free, begins = 0, 0, False
     for k in range(trades.shape[0]):
         if trades[k].id: is_open += 1
         else: free += 1
-    if is_open >= p.max_open_trades or free == 0: return R_LIMIT
     largest = 0.
     for k in range(n):
         x, row = out[k], board[out[k].slot]
-        largest = max(largest, x.qty*x.ref_px)
+        if x.kind == CANCEL_REST: continue
+        if x.group == 0: begins = True
+        notional = x.qty*x.ref_px*marks[specs[x.slot].quote]
+        largest = max(largest, notional)
         px = row.ask_px[0] if x.side == BUY else row.bid_px[0]
         far = 1 + (p.slippage_bps + 1_000)/1e4
-        if not (x.qty > 0 and x.limit_px > 0 and px > 0 and px/far <= x.limit_px <= px*far): return R_LIMIT
-        if x.side == BUY and x.qty*x.ref_px > p.max_notional*(1 + 1e-6): return R_LIMIT
+        if not (x.qty > 0 and x.limit_px > 0 and px > 0 and px/far <= x.limit_px <= px*far and notional > 0): return R_LIMIT
+        if (x.kind == REST or x.kind == REPLACE) != (x.tif == POST_ONLY) or x.tif == GTC: return R_LIMIT
+        if x.side == BUY and notional > p.max_notional*(1 + 1e-6): return R_LIMIT
+    if begins and (is_open >= p.max_open_trades or free == 0): return R_LIMIT
     if risk[0].exposure + largest > p.max_exposure: return R_LIMIT
     return 0
+
+@jit
+def withdrawals(
+    out, n, # (8,) of INTENT; those that withdraw an order are moved to the front
+): # how many they are
+    "What may be done of a proposal that was refused."
+    k = 0
+    for i in range(n):
+        if out[i].kind != CANCEL_REST: continue
+        if i != k: out[k] = out[i]
+        k += 1
+    return k

@@ -58,6 +58,11 @@ class Direction(msgspec.Struct, frozen=True):
     earns:float                # quote currency of slot 0, an hour
     change:list[list[float]]   # (venues, assets) an hour
 
+def _way_name(way, universe): # of a trade's legs
+    legs = [universe.listings[slot] for slot, _ in way]
+    if len(legs) == 2 and legs[0].instrument == legs[1].instrument: return f'{legs[0].venue} > {legs[1].venue} {legs[0].instrument}'
+    return ', '.join(f'{"buy" if side > 0 else "sell"} {x.venue} {x.instrument}' for x, (_, side) in zip(legs, way))
+
 def directions(
     result:Result,      # of a backtest
     universe:Universe,
@@ -67,16 +72,16 @@ def directions(
     "What an hour of each pair of slots did to holdings, and what it earned."
     if not 0 < hours < np.inf: raise ConfigError(f'directions: found {hours} hours, wanted above 0')
     marks, out, specs = result.marks[-1] if value is None else value, [], universe.specs()
-    pairs = {int(t['id']): (int(t['buy_slot']), int(t['sell_slot'])) for t in result.trades}
-    for b, s in sorted(set(pairs.values())):
+    ways = {int(t['id']): tuple((int(t['slot'][k]), int(t['side'][k])) for k in range(t['legs'])) for t in result.trades}
+    for way in sorted(set(ways.values())):
         change = np.zeros((len(universe.venues), len(universe.assets)))
         for f in result.fills:
-            if pairs.get(int(f['trade'])) != (b, s): continue
+            if ways.get(int(f['trade'])) != way: continue
             v = specs['venue'][f['slot']]
             change[v, specs['base'][f['slot']]] += f['base_change']
             change[v, specs['quote'][f['slot']]] += f['quote_change']
-        x, y = universe.listings[b], universe.listings[s]
-        out.append(Direction(f'{x.venue} > {y.venue} {x.instrument}', float((change*marks).sum())/hours, (change/hours).tolist()))
+            change[v, f['other_asset']] -= f['other']
+        out.append(Direction(_way_name(way, universe), float((change*marks).sum())/hours, (change/hours).tolist()))
     return out
 
 # %% ../../nbs/research/08_inventory.ipynb #6f2d8234

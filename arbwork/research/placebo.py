@@ -16,7 +16,7 @@ from numba import njit
 
 from ..clock import NS
 from ..decide.contract import Universe
-from ..decide.cross import KERNELS
+from ..decide.strategies import Strategy, strategy_of
 from ..market import ConfigError
 from .backtest import backtest, prepare
 from ..settings import RANGES, Params, make_params
@@ -63,16 +63,17 @@ def unaware(
 def relabelled(
     strategy,          # a name in `KERNELS`, or a jitted function with the arguments of `decide`
     universe:Universe,
-): # a jitted function with the arguments of `decide`
+): # a `Strategy`
     "The same strategy, shown each book under the name of the next venue that lists the instrument."
-    kernel, listings = KERNELS[strategy] if isinstance(strategy, str) else strategy, universe.listings
+    strategy, listings = strategy_of(strategy), universe.listings
+    kernel = strategy.decide
     same = [[k for k, y in enumerate(listings) if y.instrument == x.instrument] for x in listings]
     other = np.array([group[(group.index(k) + 1) % len(group)] for k, group in enumerate(same)])
     if (other == np.arange(len(other))).all(): raise ConfigError(f'relabelled: found no instrument at two venues in {[f"{x.venue} {x.instrument}" for x in listings]}')
     @njit
     def decide(now_ns, board, specs, inventory, trades, params, memory, out):
         return kernel(now_ns, board[other], specs, inventory, trades, params, memory, out)
-    return decide
+    return Strategy(f'{strategy.name} relabelled', decide, strategy.params, strategy.setup)
 
 # %% ../../nbs/research/02_placebo.ipynb #daaad30d
 DELAYS_S = (1., 10., 60.)

@@ -20,12 +20,13 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..clock import NS
-from ..decide.contract import MAX_INTENTS, MAX_TRADES, MEMORY, OPEN_TRADE, R_LIMIT, REASONS, Params, Universe, make_params, params_array
+from ..decide.contract import MAX_INTENTS, MAX_TRADES, OPEN_TRADE, R_LIMIT, REASONS, Params, Universe, make_params, params_array
 from ..decide.contract import INTENT as INTENT_ROW
-from ..decide.cross import STEPS, lone_leg
 from ..decide.edge import net_edge_bps
 from ..decide.limits import Stake, limited
 from ..decide.risk import ACTIVE, BY_PERSON, CAUSES, HALTED, PAUSED, RISK_STATES, mark, new_risk, release
+from ..decide.step import mend
+from ..decide.strategies import strategy_of
 from ..feed.events import BOOK, INVALID, VALID, Fill, NewOrder, OrderUpdate
 from ..market import BUY, SELL, ArbworkError, ConfigError, DataError, decimal
 from ..settings import Limits, make_limits
@@ -38,7 +39,7 @@ class SessionStart(msgspec.Struct, frozen=True):
     "Everything a session is born with."
     session:str                              # id, [A-Za-z0-9-], at most 16 characters
     mode:str                                 # 'sim', 'paper' or 'live'
-    strategy:str                             # a name in `KERNELS`
+    strategy:str                             # a name in `STRATEGIES`
     params:Params
     universe:Universe
     inventory:dict[str, dict[str, Decimal]]  # venue to asset to amount, as the venue said
@@ -51,6 +52,7 @@ class SessionStart(msgspec.Struct, frozen=True):
     pnl_day:float = 0.0                      # carried over from the sessions before it on the same day, quote currency
     least_deadline_s:float = 0.0             # a deadline is never shorter; on a fast clock our own thinking takes long
     window_s:float = 5.0                     # a signed order older than this is refused by the venue: it can no longer arrive
+    wishes:dict[str, float] = {}             # name to value of what the strategy adds to the parameters; what is not here is as it is by default
     limits:Limits = Limits()                 # of single orders, venues and assets
 
 # %% ../../nbs/trade/02_core.ipynb #21d4ac36
@@ -123,14 +125,14 @@ class TradeReport(msgspec.Struct, frozen=True):
     "One trade from decision to done; session stream, kind 'trade'."
     id:int
     state:str           # 'DONE' or 'STRANDED'
-    buy_venue:str
-    sell_venue:str
-    instrument:str
-    qty:float           # base, decided on
+    buy_venue:str       # of the first leg that buys
+    sell_venue:str      # of the first that sells
+    instrument:str      # of the first leg
+    qty:float           # of the first leg, base, decided on
     edge_bps:float      # decided on, net, of buy notional
     expected_quote:float# profit decided on, quote currency
     pnl_quote:float     # what it brought, residual marked at mid, quote currency
-    residual_qty:float  # base left unhedged
+    residual_qty:float  # base of the first leg left unhedged
     opened_ns:int
     done_ns:int
     legs:list[LegReport]
@@ -222,15 +224,28 @@ class OrderState:
 
 class TradeState:
     "One trade: its orders, its deadlines."
-    __slots__ = ('id', 'row', 'intents', 'orders', 'state', 'opened_ns', 'act_ns', 'deadline_ns', 'retry_ns', 'fetch_ns', 'fetching', 'attempts', 'why')
+    __slots__ = ('id', 'row', 'intents', 'slots', 'sides', 'wanted', 'orders', 'state', 'opened_ns', 'act_ns', 'deadline_ns', 'retry_ns', 'fetch_ns', 'fetching', 'attempts', 'why')
     def __init__(self, id:int, row:int, intents:np.ndarray, now_ns:int, deadline_ns:int):
         self.id, self.row, self.intents, self.orders, self.state, self.opened_ns = id, row, intents, [], WORKING, now_ns
+        self.slots, self.sides, self.wanted = (np.ascontiguousarray(intents[name]) for name in ('slot', 'side', 'qty'))
         self.act_ns, self.deadline_ns, self.retry_ns, self.fetch_ns, self.fetching, self.attempts, self.why = (now_ns + deadline_ns)//2, deadline_ns, 0, 0, set(), 0, ''
 
     def total(self, side:int)->Decimal: "Filled on one side, corrections too; base."; return sum((o.filled for o in self.orders if o.side == side), Decimal(0))
-    def px(self, side:int)->float:
-        "VWAP of the opening leg of that side, what was decided on where it has no fill; quote per base."
-        return next((o.px for o in self.orders if o.side == side and o.place.why == 'open'), 0.)
+    def done(self)->list[Decimal]: # (legs,) base
+        "Filled of each leg, what undid it subtracted."
+        out, of = [Decimal(0)]*len(self.slots), {int(slot): leg for leg, slot in enumerate(self.slots)}
+        for o in self.orders:
+            leg = of.get(o.place.slot, 0)
+            out[leg] += o.filled if o.side == self.sides[leg] else -o.filled
+        return out
+    def left(self, listings)->Decimal:
+        "What a trade changed of the base of its first leg, base."
+        base = listings[self.slots[0]].base
+        return sum((o.side*(o.filled if listings[o.place.slot].base == base else -o.notional) for o in self.orders
+                    if base in (listings[o.place.slot].base, listings[o.place.slot].quote)), Decimal(0))
+    def px(self)->np.ndarray: # (legs,) quote per base
+        "VWAP of each leg's opening order, what was decided on where it has no fill."
+        return np.array([next((o.px for o in self.orders if o.place.leg == leg and o.place.why == 'open'), 0.) for leg in range(len(self.slots))])
 
 # %% ../../nbs/trade/02_core.ipynb #c61d7869
 RETRY_SHARE = 10              # a correction that did not fill is tried again after this part of the deadline
@@ -242,15 +257,14 @@ class Core:
     def __init__(self,
         start:SessionStart,
     ):
-        self.start, self.universe, self.params = start, start.universe, start.params
-        u = self.universe
-        if start.strategy not in STEPS: raise ConfigError(f'strategy: found {start.strategy!r}, wanted one of {", ".join(STEPS)}')
+        self.start, self.universe, self.strategy = start, start.universe, strategy_of(start.strategy)
+        u, self.params = self.universe, self.strategy.wishes(start.params, **start.wishes)
         self.venues, self.assets, self.listings = u.venues, u.assets, u.listings
-        self.step, self.specs, self.board, self.rows = STEPS[start.strategy], u.specs(), u.empty_board(), np.zeros(1, BOOK)
+        self.step, self.specs, self.board, self.rows = self.strategy.step, u.specs(), u.empty_board(), np.zeros(1, BOOK)
         self.ledger = Ledger({v: dict.fromkeys(self.assets, Decimal(0)) | start.inventory.get(v, {}) for v in self.venues}, self.assets)
         self.inventory = u.empty_inventory()
-        self.trades, self.params_row, self.lone_row = np.zeros(MAX_TRADES, OPEN_TRADE), params_array(start.params), params_array(start.params)
-        self.memory, self.marks, self.out = np.zeros(MEMORY), np.zeros(len(self.assets)), np.zeros(MAX_INTENTS, INTENT_ROW)
+        self.trades, self.params_row, self.wishes_row = np.zeros(MAX_TRADES, OPEN_TRADE), params_array(self.params, kind=Params), params_array(self.params)
+        self.memory, self.marks, self.out = self.strategy.setup(u), np.zeros(len(self.assets)), np.zeros(MAX_INTENTS, INTENT_ROW)
         self.lone = np.zeros(MAX_INTENTS, INTENT_ROW)
         self.risk, self.was = new_risk(), ACTIVE
         self.all_trades:dict[int, TradeState] = {}
@@ -301,7 +315,7 @@ def row(self:Core,
     "One book, one decision."
     self.now_ns, self.rows[0] = now_ns, row
     if self.blocked: self._mask(now_ns)
-    n = self.step(now_ns, self.rows, 0, self.board, self.specs, self.begin, self.inventory, self.trades, self.params_row, self.memory,
+    n = self.step(now_ns, self.rows, 0, self.board, self.specs, self.begin, self.inventory, self.trades, self.params_row, self.wishes_row, self.memory,
                   self.marks, self.risk, self.out)
     self.row_count += 1
     if now_ns >= self.mark_ns: self._mark(now_ns)
@@ -356,8 +370,9 @@ def _begin(self:Core, now_ns:int, intents:np.ndarray):
     places = [self._order(t, leg, 0, int(x['slot']), int(x['side']), float(x['qty']), float(x['limit_px']), 'open') for leg, x in enumerate(intents)]
     refused = [r for _, r in places if r]
     if refused: return self.made.append(Alert('refused', f'trade {t.id}: {refused[0]}'))
-    buy, sell = (next((x for x in intents if x['side'] == side), intents[0]) for side in (BUY, SELL))
-    self.trades[t.row] = t.id, buy['slot'], sell['slot'], now_ns, buy['qty'], buy['ref_px']
+    x, legs = self.trades[t.row], len(intents)
+    x['id'], x['opened_ns'], x['quoted_ns'], x['legs'] = t.id, now_ns, now_ns, legs
+    x['slot'][:legs], x['side'][:legs], x['qty'][:legs], x['px'][:legs] = t.slots, t.sides, t.wanted, intents['ref_px']
     self.all_trades[t.id] = self.open[t.id] = t
     for (place, _), x in zip(places, intents): self._place(t, place, float(x['ref_px']), now_ns)
     self._after(t, now_ns)
@@ -494,11 +509,10 @@ def _fetched(self:Core, now_ns:int, f:Fetched):
 
 # %% ../../nbs/trade/02_core.ipynb #8f5f140e
 @patch
-def _lone(self:Core, t:TradeState, policy:str)->bool:
-    "Whether the trade is uneven by more than dust; the order that mends it is in `self.lone[0]`."
-    slots = {int(x['side']): int(x['slot']) for x in t.intents}
-    self.lone_row['single_leg'] = ('cancel', 'reverse', 'proceed').index(policy)
-    return bool(lone_leg(slots[BUY], slots[SELL], float(t.total(BUY)), float(t.total(SELL)), t.px(BUY), t.px(SELL), self.specs, self.lone_row, self.lone))
+def _lone(self:Core, t:TradeState, policy:str)->int:
+    "How many orders make a lopsided trade whole; 0 where it is even but for dust. They are in `self.lone`."
+    done = np.array([float(x) for x in t.done()])
+    return mend(len(t.slots), t.slots, t.sides, t.wanted, done, t.px(), self.specs, ('cancel', 'reverse', 'proceed').index(policy), self.params.stop_bps, self.lone)
 
 @patch
 def _judge(self:Core, t:TradeState, now_ns:int)->str:
@@ -528,6 +542,7 @@ def _after(self:Core, t:TradeState, now_ns:int):
         t.state, todo = trade_step(was, event, t.id)
         if not t.why and event not in ('even', 'slow'): t.why = event
         for what in todo: getattr(self, f'_do_{what}')(t, now_ns, event)
+    if t.row >= 0: self.trades[t.row]['filled'][:len(t.slots)] = [float(x) for x in t.done()]
     self._inventory()
 
 # %% ../../nbs/trade/02_core.ipynb #c057dced
@@ -548,19 +563,24 @@ def _do_hedge(self:Core, t:TradeState, now_ns:int, event:str): "Send the missing
 
 @patch
 def _correct(self:Core, t:TradeState, now_ns:int, why:str, policy:str):
-    "Send one order that makes the trade even."
-    if not self._lone(t, policy): return
-    x = self.lone[0]
-    slot, side, qty, limit_px = int(x['slot']), int(x['side']), decimal(float(x['qty'])), float(x['limit_px'])
+    "Send the orders that make the trade even."
     last = next((o for o in reversed(t.orders) if o.place.why != 'open'), None)
-    if last is not None and last.state in (REJECTED, ABSENT):
-        slot = next(int(i['slot']) for i in t.intents if int(i['slot']) != last.place.slot)
+    astray = last is not None and last.state in (REJECTED, ABSENT) and len(t.slots) == 2
+    rows = self.lone[:self._lone(t, policy)].copy()
+    if not len(rows): return
+    for k, x in enumerate(rows):
+        slot = next(int(i) for i in t.slots if i != last.place.slot) if astray else int(x['slot'])
+        self._mend_leg(t, now_ns, why, len(t.slots) + k, slot, int(x['side']), decimal(float(x['qty'])), float(x['limit_px']))
+    t.attempts, t.retry_ns = t.attempts + 1, now_ns + self._deadline()//(2 if t.state == STRANDED else RETRY_SHARE)
+
+@patch
+def _mend_leg(self:Core, t:TradeState, now_ns:int, why:str, leg:int, slot:int, side:int, qty:Decimal, limit_px:float):
+    "Send one of them, no larger than what is there."
     listing = self.listings[slot]
     v, a = self.venues.index(listing.venue), self.assets.index(listing.base if side == SELL else listing.quote)
     there = decimal(max(0., float(self.inventory[v, a, 0])))/(1 if side == SELL else decimal(limit_px))
     qty = tradable_qty(min(qty, there), limit_px, listing) or qty
-    place, refusal = self._order(t, len(t.intents), t.attempts, slot, side, qty, limit_px, why)
-    t.attempts, t.retry_ns = t.attempts + 1, now_ns + self._deadline()//(2 if t.state == STRANDED else RETRY_SHARE)
+    place, refusal = self._order(t, leg, t.attempts, slot, side, qty, limit_px, why)
     if refusal: self.made.append(Alert('refused', f'trade {t.id}: {refusal}', 'error'))
     else: self._place(t, place, 0., now_ns)
 
@@ -571,8 +591,8 @@ def _do_reopen(self:Core, t:TradeState, now_ns:int, event:str): "Another deadlin
 @patch
 def _do_alert(self:Core, t:TradeState, now_ns:int, event:str):
     "Tell a person that a leg stands alone."
-    left = t.total(BUY) - t.total(SELL)
-    self.made.append(Alert('lone_leg', f'trade {t.id} {t.state}: {left:+} {self.listings[t.orders[0].place.slot].base} unhedged after {event}', 'error'))
+    left = t.left(self.listings)
+    self.made.append(Alert('lone_leg', f'trade {t.id} {t.state}: {left:+} {self.listings[t.slots[0]].base} unhedged after {event}', 'error'))
 
 @patch
 def _do_halt(self:Core, t:TradeState, now_ns:int, event:str):
@@ -595,15 +615,18 @@ def report(self:Core,
 )->TradeReport:
     "What a trade brought so far; what is left unhedged is marked at mid."
     first = t.orders[0].place
-    base = self.assets.index(self.listings[first.slot].base)
-    left = t.total(BUY) - t.total(SELL)
-    cash = sum(-o.side*float(o.notional) - o.fee_quote for o in t.orders)
+    left, pnl, worth = t.left(self.listings), 0., {}
+    for o in t.orders:
+        s = self.specs[o.place.slot]
+        pnl += (-o.side*float(o.notional) - o.fee_quote)*float(self.marks[s['quote']])
+        worth[s['base']] = worth.get(s['base'], Decimal(0)) + o.side*o.filled
+    pnl += sum(float(qty)*float(self.marks[a]) for a, qty in worth.items())
     legs = [LegReport(o.name, o.place.venue, o.place.order.instrument, o.side, o.state, o.place.order.qty, o.filled, o.px if o.booked else 0., o.ref_px,
                       o.fee_quote, o.sent_ns, o.done_ns) for o in t.orders]
-    venue = {int(x['side']): self.listings[int(x['slot'])].venue for x in t.intents}
+    venue = [next((self.listings[k].venue for k, s in zip(t.slots, t.sides) if s == side), first.venue) for side in (BUY, SELL)]
     why = '; '.join(dict.fromkeys(filter(None, [t.why, *(o.why for o in t.orders)])))
-    return TradeReport(t.id, t.state, venue[BUY], venue[SELL], first.order.instrument, float(t.intents[0]['qty']), float(t.intents[0]['edge_bps']),
-                       float(t.intents[0]['profit']), cash + float(left)*float(self.marks[base]), float(left), t.opened_ns, now_ns, legs, why)
+    return TradeReport(t.id, t.state, *venue, first.order.instrument, float(t.intents[0]['qty']), float(t.intents[0]['edge_bps']),
+                       float(t.intents[0]['profit']), pnl, float(left), t.opened_ns, now_ns, legs, why)
 
 # %% ../../nbs/trade/02_core.ipynb #375018b7
 @patch
@@ -666,8 +689,7 @@ def _verb_unknown(self:Core, c:Command, now_ns:int): raise ConfigError(f'command
 @patch
 def _verb_set_params(self:Core, c:Command, now_ns:int)->str:
     self.params = make_params(c.args, self.params)
-    self.params_row[:] = params_array(self.params)
-    self.lone_row[:] = self.params_row
+    self.params_row[:], self.wishes_row[:] = params_array(self.params, kind=Params), params_array(self.params)
     return ', '.join(f'{k}={getattr(self.params, k)}' for k in sorted(c.args))
 
 # %% ../../nbs/trade/02_core.ipynb #2766ed4b

@@ -32,9 +32,10 @@ from fastcore.basics import patch
 
 from . import __version__
 from .clock import NS, ScaledClock, WallClock, utc
-from .decide.contract import REASONS, Universe
-from .decide.cross import KERNELS, kernel_hash, lone_leg
+from .decide.contract import REASONS, REVERSE, Universe
 from .decide.risk import RISK_STATES
+from .decide.step import mend
+from .decide.strategies import strategy_of
 from .feed.codec import Keys
 from .feed.connect import market_feed, trade_link, venue_listings, venue_time_ns, window_s
 from .feed.events import BOOK, OrderUpdate
@@ -96,12 +97,12 @@ def permitted(
     trust:str|Path|None=None, # folder of public keys
 )->Manifest:
     "The manifest, if it may be traded."
-    if strategy not in KERNELS: raise ConfigError(f'strategy: found {strategy!r}, wanted one of {", ".join(KERNELS)}')
+    kernel = strategy_of(strategy).hash
     manifest, trusted = load_manifest(settings.promoted, strategy), Path(trust) if trust else settings.keys
     keys = public_keys(trusted)
     before = max((d.ts_ns for d in history(settings.promoted, strategy)), default=0)
     if before > now_ns + CLOCK_NS: raise ConfigError(f'{settings.promoted}: the clock says {utc(now_ns)}, but {strategy} was promoted or taken back at {utc(before)}; set the clock')
-    try: return verify(manifest, keys, kernel_hash(KERNELS[strategy]), now_ns, mode, demotion(settings.promoted, manifest))
+    try: return verify(manifest, keys, kernel, now_ns, mode, demotion(settings.promoted, manifest))
     except ConfigError as e:
         where = f' of {trusted}' if manifest.signature and manifest.key_id not in keys else ''
         raise ConfigError(f'{settings.promoted/f"{strategy}.json"}: {e}{where}') from e
@@ -238,7 +239,7 @@ def warm(start:SessionStart):
         row = np.zeros(1, BOOK)[0]
         row['slot'] = slot
         core.row(start.started_ns, row)
-    lone_leg(0, 0, 1., 0., 1., 1., core.specs, core.lone_row, core.lone)
+    mend(2, np.zeros(2, np.int64), np.array([1, -1]), np.ones(2), np.array([1., 0.]), np.ones(2), core.specs, REVERSE, 1., core.lone)
     core.edges()
 
 # %% ../nbs/90_live.ipynb #25a101a9
@@ -249,7 +250,7 @@ def summary(
     core, said = runner.core, runner.core.status(desk.clock.now_ns())
     reports = {r.id: r for r in runner.reports}
     left = [r.residual_qty*float(core.marks[core.assets.index(r.instrument.partition('-')[0])]) for r in reports.values()]
-    left += [float(t.total(1) - t.total(-1))*float(core.marks[core.specs[t.orders[0].place.slot]['base']]) for t in core.open.values()]
+    left += [float(t.left(core.listings))*float(core.marks[core.specs[t.slots[0]]['base']]) for t in core.open.values()]
     feeds = {v: f.stats for v, f in desk.feeds.items()}
     return dict(session=core.start.session, mode=core.start.mode, strategy=core.start.strategy, manifest=core.start.manifest, state=RISK_STATES[core.ended_as], why=stop.why,
                 trades=core.trade_count, fills=core.ledger.fills, pnl_quote=round(said.pnl_quote, 8), fees={a: str(x) for a, x in core.ledger.fees_paid().items()},

@@ -52,8 +52,8 @@ class SessionStart(msgspec.Struct, frozen=True):
     pnl_day:float = 0.0                      # carried over from the sessions before it on the same day, quote currency
     least_deadline_s:float = 0.0             # a deadline is never shorter; on a fast clock our own thinking takes long
     window_s:float = 5.0                     # a signed order older than this is refused by the venue: it can no longer arrive
-    wishes:dict[str, float] = {}             # name to value of what the strategy adds to the parameters; what is not here is as it is by default
     limits:Limits = Limits()                 # of single orders, venues and assets
+    wishes:dict[str, float] = {}             # name to value of what the strategy adds to the parameters; what is not here is as it is by default
 
 # %% ../../nbs/trade/02_core.ipynb #21d4ac36
 STEP = np.dtype([

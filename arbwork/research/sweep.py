@@ -220,14 +220,14 @@ def sweep(
     on_progress=None,      # called with sets done and sets in all
 )->SweepResult:
     "Backtest every combination of a grid."
+    if (workers > 1 or dask) and not isinstance(strategy, str):
+        raise ConfigError(f'sweep in other processes: found the function {strategy!r}, wanted a name in KERNELS: a function of a notebook does not exist there')
     tape, sets, done = prepare(tape, universe, bucket_s), grid if isinstance(grid, list) else combinations(grid, strategy_of(strategy).wishes(base)), 0
     how = dict(inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in=fee_in, jitter=jitter)
     def tell(n):
         nonlocal done
         done += n
         if on_progress: on_progress(done, len(sets))
-    if (workers > 1 or dask) and not isinstance(strategy, str):
-        raise ConfigError(f'sweep in other processes: found the function {strategy!r}, wanted a name in KERNELS: a function of a notebook does not exist there')
     if dask: results = _over_cluster(strategy, tape, universe, sets, bucket_s, how, dask, tell)
     elif workers > 1: results = _over_processes(strategy, tape, universe, sets, bucket_s, how, workers, tell)
     else: results = _results(strategy, tape, universe, sets, how, lambda k: tell(1))

@@ -37,9 +37,11 @@ class House:
     "The person's settings: an API, and a bot on request."
     def __init__(self,
         settings:Settings,
-        mode:str, # 'paper' or 'live'
+        mode:str, # 'paper', 'shadow' or 'live'
         balances:dict[str, float]|None=None, # paper only: asset to quantity at each venue
+        real_money:bool=False,               # live only: that the person knows
     ):
+        if mode == 'live' and not real_money: raise ConfigError('mode live sends orders that cost money: wanted open_workbench(mode="live", real_money=True)')
         self.settings, self.mode, self.logs, self.balances = settings, mode, settings.var/'logs', balances or {}
 
     def spawn(self, name:str, *args)->subprocess.Popen:
@@ -63,7 +65,7 @@ class House:
 
     def start(self, client:Client)->str:
         "Start the bot; words on how that went."
-        money = [f'--balance={asset}={qty}' for asset, qty in self.balances.items()]
+        money = [f'--balance={asset}={qty}' for asset, qty in self.balances.items()] + ['--i-know-this-is-real-money']*(self.mode == 'live')
         bot = self.spawn('live', 'arbwork.live', '--mode', self.mode, '--settings', self.settings.path, *money)
         awaited(bot, lambda: client.status()['running'], 60)
         return f'{self.mode} session started, process {bot.pid}; it goes on without this notebook'
@@ -163,13 +165,13 @@ def bring(
         if folder not in path.parents: shutil.copy2(path, folder/'keys'/path.name)
 
 # %% ../../nbs/desk/20_rehearse.ipynb #de6227fd
-MODES = ('sim', 'paper', 'live')
+MODES = ('sim', 'paper', 'shadow', 'live')
 _opened = {}
 
 def open_workbench(
     settings:str|Path|Settings|None=None, # a file; None: $ARBWORK_SETTINGS, or settings.ini here or above
-    mode:str='sim',                       # what Start starts: 'sim', 'paper' or 'live'
-    **more,                               # for `sim`: scenario, speed, hours, seed; for `paper`: balances
+    mode:str='sim',                       # what Start starts: one of `MODES`
+    **more,                               # for `sim`: scenario, speed, hours, seed; for `paper`: balances; for `live`: real_money
 )->Workbench:
     "The workbench, with an API behind it and something for Start to start. Opening it again closes what the first one opened."
     if mode not in MODES: raise ConfigError(f'mode: found {mode!r}, wanted one of {", ".join(MODES)}')

@@ -10,8 +10,8 @@ a command in the journal, with an answer. Closing the notebook changes nothing f
 
 # %% auto #0
 __all__ = ['WISHES', 'CSS', 'STATES', 'POINTS', 'COLOURS', 'figure', 'Wish', 'wished', 'table', 'currencies', 'best_edge', 'head',
-           'cards', 'trades_table', 'reasons_table', 'report_page', 'edge_chart', 'Trail', 'draw', 'Controls', 'Seen',
-           'Workbench', 'edges_table']
+           'cards', 'trades_table', 'reasons_table', 'advice', 'report_page', 'edge_chart', 'Trail', 'draw', 'Controls',
+           'Seen', 'Workbench', 'edges_table']
 
 # %% ../../nbs/desk/00_widgets.ipynb #79690780
 import asyncio
@@ -181,6 +181,15 @@ def reasons_table(reasons:dict[str, int])->str:
     return _arb(table(['<what stopped it', 'decisions', 'share', '<'], rows, 'no decisions yet'))
 
 # %% ../../nbs/desk/00_widgets.ipynb #36cdb71b
+def advice(
+    found:dict|None, # what `arbwork recommend` keeps
+)->str:
+    "What to change next, and what that rests on."
+    if not found: return '<p class="muted">what to change next: arbwork recommend asks the recorded books</p>'
+    begin, end = (utc(x)[:16].replace('T', ' ') for x in found['window'])
+    lines = ''.join(f'<li>{escape(x)}</li>' for x in found['said'])
+    return f'<b>What to change next</b><ul>{lines}</ul><p class="muted">{escape(found["strategy"])}, on books of {begin} to {end} not used for choosing</p>'
+
 def report_page(report:dict)->str:
     "The newest study's recommendation, all studies in a table, and the session against its expectation."
     said = report.get('recommendation') or []
@@ -199,7 +208,7 @@ def report_page(report:dict)->str:
                    f'decided on {figure(s["expected_quote"], sign=True)}, fees {figure(s["fees_quote"])}, all in quote currency.</p>')
     page = report.get('html')
     where = f'<p class="muted">Full report: {escape(page)} in the folder for run-time data.</p>' if page else ''
-    return _arb(first + evidence + session + where)
+    return _arb(first + advice(report.get('advice')) + evidence + session + where)
 
 # %% ../../nbs/desk/00_widgets.ipynb #f2931634
 POINTS, COLOURS = 900, (TEAL, AMBER, '#5b6abf', '#a34f8b', GREY, INK)
@@ -379,13 +388,16 @@ def act(self:Workbench,
 
 # %% ../../nbs/desk/00_widgets.ipynb #09f8386b
 @patch
+def _report(self:Workbench)->dict: return self.client.report() | dict(advice=self.client.recommendations())
+
+@patch
 def look(self:Workbench)->Seen:
     "One round of questions to the API."
     self._round += 1
     try:
         status = self.client.status()
         trades = self.client.trades(200) if 'session' in status else []
-        return Seen(status, trades, self.client.report() if self._round % 10 == 1 else None)
+        return Seen(status, trades, self._report() if self._round % 10 == 1 else None)
     except ArbworkError as e: return Seen(problem=str(e))
 
 @patch

@@ -123,7 +123,9 @@ ADVICE = dict(
     cooldown='The pause after each trade stops most of it. A shorter `cooldown_s` trades more often in the same dislocation.',
     rate='The hourly limit stops most of it. Raise `trades_per_hour` if the venue\'s limits allow.',
     limit='Open trades or exposure are at their limit.',
-    risk='Risk limits stopped it: the session was reducing, paused or halted.')
+    risk='Risk limits stopped it: the session was reducing, paused or halted.',
+    warmup='The strategy had not seen enough yet to judge. Record longer, or shorten what it looks back on.',
+    quote='A resting order was already where it should be.')
 
 def recommend(
     study:Study, # with its gates

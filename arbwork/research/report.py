@@ -97,7 +97,7 @@ class Page:
 
 # %% ../../nbs/research/05_report.ipynb #f4d55d55
 WORDS = dict(zip(REASONS, ('no gross edge', 'gone after fees', 'below minimum edge', 'book not to be believed', 'book too old', 'other currency',
-                           'too thin', 'inventory on the wrong side', 'below minimum profit', 'cooling down', 'hourly limit', 'exposure limit', 'risk limit')))
+                           'too thin', 'inventory on the wrong side', 'below minimum profit', 'cooling down', 'hourly limit', 'exposure limit', 'risk limit', 'not enough seen yet', 'quote resting')))
 
 def funnel(
     studies:dict[str, dict[str, int]], # label to decisions by reason, and 'trade'

@@ -103,6 +103,11 @@ def report(self:Client)->dict: # studies, recommendation, html, session
     return self._ask('GET', '/report').json()
 
 @patch
+def recommendations(self:Client)->dict|None: # as `arbwork recommend` keeps them; None before the first time
+    "What to change next, with what reproduces it."
+    return self._ask('GET', '/recommendations').json()['recommendations']
+
+@patch
 def healthz(self:Client)->dict:
     "Whether the API answers; needs no key."
     return self._ask('GET', '/healthz').json()

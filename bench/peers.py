@@ -109,7 +109,7 @@ class Ours:
     def trades(self) -> np.ndarray:
         x = self.result.trades
         out = np.zeros(len(x), TRADE)
-        for to, name in (('ts_ns', 'opened_ns'), ('buy_slot', 'buy_slot'), ('qty', 'qty'), ('bought', 'bought'), ('sold', 'sold')): out[to] = x[name]
+        for to, found in (('ts_ns', x['opened_ns']), ('buy_slot', x['slot'][:, 0]), ('qty', x['qty'][:, 0]), ('bought', x['own'][:, 0]), ('sold', x['own'][:, 1])): out[to] = found
         return np.sort(out, order='ts_ns')
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-AGAIN = 5 # failures that are tried once more; beyond that it is no matter of a busy machine
+AGAIN = 8 # failures that are tried once more; beyond that it is no matter of a busy machine
 
 STEPS = {
     'lint': ['ruff', 'check', 'arbwork', 'tests', 'bench'],

@@ -225,7 +225,9 @@ class Pipeline:
                     if who != venue: continue
                     mine = unique[unique//LIFE == life]%LIFE
                     out['acknowledged'] += kept[i]
-                    out['lost'] += kept[i] - int((mine < kept[i]).sum())
+                    gone = kept[i] - int((mine < kept[i]).sum())
+                    out['lost'] += gone
+                    if gone: out[f'lost of {of} {venue} life {life}'] = gone
                     out['holes'] += int(mine[-1]) + 1 - len(mine) if len(mine) else 0
         self.close()
         return dict(out)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +149,32 @@ while n < 610:
     assert reader.returncode == 0, err
     assert out.split()[-1] == '610'
     ticks.close()
+
+
+@pytest.mark.parametrize('first', ['arcticdb', 'arbwork.store.bars', 'arbwork.store.ticks'])
+def test_writer_that_takes_over_appends_to_what_the_other_one_left(tmp_path, first):
+    "ArcticDB may have been imported before us, and the store been read a moment before the other one wrote."
+    uri = f'lmdb://{tmp_path}/ticks'
+    ticks = Ticks(uri)
+    ticks.write_rows('binance', 'LINK-USDT', books(10), 1)
+    later = subprocess.Popen([sys.executable, '-c', f'''
+import sys, {first}
+from arbwork.store.ticks import Ticks
+from tests.test_store_ticks import books
+ticks = Ticks(sys.argv[1])
+for i in range(2, 12):
+    print(len(ticks.latest('books', 'binance', 'LINK-USDT', 1_000)), ticks.last_offset('binance', 'LINK-USDT'), flush=True)
+    sys.stdin.readline()
+print(ticks.write_rows('binance', 'LINK-USDT', books(10, 100), 10), ticks.write_rows('binance', 'LINK-USDT', books(10, 100), 11), flush=True)
+''', uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+                             env={k: x for k, x in os.environ.items() if not k.startswith('ARCTICDB_')})
+    for i in range(1, 11):
+        assert later.stdout.readline() == f'{10*i} {i}\n'
+        if i < 10: ticks.write_rows('binance', 'LINK-USDT', books(10, 10*i), i + 1)
+        if i == 9: ticks.close()
+        print(file=later.stdin, flush=True)
+    assert later.communicate(timeout=90)[0] == '0 10\n' and later.returncode == 0
+    assert Ticks(uri).rows('binance', 'LINK-USDT')['seq'].tolist() == books(110)['seq'].tolist()
 
 
 FULL = '''

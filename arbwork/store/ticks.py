@@ -13,7 +13,6 @@ __all__ = ['INDEX', 'UNSTORED', 'RESERVE', 'LIBRARY', 'UNITS', 'SCHEMA', 'MIGRAT
 # %% ../../nbs/store/01_ticks.ipynb #1474d2d3
 import ctypes
 import os
-os.environ.setdefault('ARCTICDB_VersionMap_ReloadInterval_int', '0') # readers beside a pruning writer must not trust a cached version
 import hashlib
 import tempfile
 import time
@@ -24,6 +23,7 @@ import arcticdb
 import msgspec
 import numpy as np
 import pandas as pd
+from arcticdb.config import set_config_int
 from arcticdb.exceptions import ArcticException, NoDataFoundException
 from fastcore.basics import patch
 
@@ -75,6 +75,7 @@ def from_frame(
     return rows
 
 # %% ../../nbs/store/01_ticks.ipynb #3d4c48a5
+set_config_int('VersionMap.ReloadInterval', 0) # nanoseconds that a list of versions may be trusted; of the whole process
 RESERVE = 32*1024*1024 # bytes that stay free on the disk
 LIBRARY = 'arbwork'
 UNITS   = {'KB': 2**10, 'MB': 2**20, 'GB': 2**30, 'TB': 2**40}

@@ -10,6 +10,7 @@ from arbwork.decide.contract import Params, Universe
 from arbwork.feed.events import BOOK, LEVELS, VALID, INVALID
 from arbwork.market import ConfigError, Listing
 from arbwork.research import parity as pa
+from arbwork.sim.scenarios import triangles
 from arbwork.store.journal import open_journal
 from arbwork.trade.core import STEP, Command, SessionStart
 
@@ -54,7 +55,8 @@ def write(journal, rows, start=START, late_ms=0., dear=Decimal(1), latency_ms=60
         journal.append_rows(stream, 'steps', step, now_ns)
     journal.append(stream, 'start', msgspec.msgpack.encode(start), ts_ns=start.started_ns)
     Rough.late_ms, Rough.dear = late_ms, dear
-    s, todo = Rough(start, pa.Paper(rows, 2), {v: int(latency_ms*1e6) for v in ('binance', 'bybit')}, on, seed=seed), list(commands)
+    u, todo = start.universe, list(commands)
+    s = Rough(start, pa.Paper(rows, len(u.listings)), {v: int(latency_ms*1e6) for v in u.venues}, on, seed=seed)
     for r in rows:
         now_ns = int(r['ts_recv_ns'])
         while todo and todo[0].ts_ns <= now_ns: s.advance(todo[0].ts_ns); s.give('command', todo[0].ts_ns, todo.pop(0))
@@ -133,3 +135,52 @@ def test_a_session_without_a_row_has_parity(journal):
     journal.append('session/s1', 'start', msgspec.msgpack.encode(START), ts_ns=T0).wait()
     report = pa.parity_report(f'sqlite:///{journal.path}', 's1')
     assert (report['decision'], report['outcome_quote'], report['pairs']) == (1.0, 0.0, [])
+
+
+def cycles(legs, seed):
+    "A session of `cycle` whose trades have so many legs, priced in two currencies or three, and its books."
+    w = triangles(seed=seed, hours=.25, step_s=2.)
+    named = {'ETH-USDT': 'ETH-USDC'} if legs == 4 else {}
+    listings = [msgspec.structs.replace(x, instrument=named.get(x.instrument, x.instrument)) for x in w.universe.listings]
+    wishes = Params(min_edge_bps=1., cooldown_s=5., max_notional=5_000., slippage_bps=20., max_exposure=1e6, max_age_s=30., max_skew_s=10.)
+    return SessionStart('s1', 'sim', 'cycle', wishes, Universe(listings, {v: (1., 1.) for v in w.venues}), w.balances, w.start_ns), w.tape()
+
+
+@pytest.mark.parametrize('legs', [3, 4])
+def test_a_trade_of_several_legs_is_split_as_one_of_two(journal, legs):
+    start, rows = cycles(legs, 2)
+    s = write(journal, rows, start)
+    opened = [x for t in s.trades.values() for x in t.legs if x.ref_px]
+    assert len(s.trades) > 5 and len(opened) == legs*len(s.trades) and len({x.instrument.partition('-')[2] for x in opened}) == legs - 1
+    assert pa.decision_parity(journal)[2] == ''
+    found = pa.outcome_parity(journal, latency_ms={'binance': 60, 'bybit': 60})
+    assert abs(found.difference) < 1e-9 and all(abs(x) < 1e-9 for x in found.causes.values()) and len(found.pairs) == len(s.trades)
+    assert all(p.direction.count(' > ') == legs - 1 for p in found.pairs)
+
+
+@pytest.mark.parametrize('legs', [3, 4])
+def test_causes_of_several_legs_are_valued_in_one_currency(journal, legs):
+    start, rows = cycles(legs, 2)
+    s = write(journal, rows, start, late_ms=600., dear=Decimal('1.5'))
+    same, total, first = pa.decision_parity(journal)
+    assert (same, first) == (total, '')
+    found, u = pa.outcome_parity(journal, latency_ms={'binance': 60, 'bybit': 60}), start.universe
+    assert sum(found.causes.values()) == pytest.approx(found.difference, abs=1e-9) and abs(found.causes['marking']) < 1.
+    for p in found.pairs: assert sum(p.causes.values()) == pytest.approx((p.live_quote or 0.) - (p.model_quote or 0.), abs=1e-9)
+    twins = {p.opened_ns for p in found.pairs if p.live_quote is not None and p.model_quote is not None}
+    worth = {a: s.core.marks[u.assets.index(a)] for a in u.assets}
+    overcharged = sum(x.fee_quote/3*worth[x.instrument.partition('-')[2]] for t in s.trades.values() if t.opened_ns in twins for x in t.legs if x.venue == 'bybit')
+    assert overcharged > 1. and found.causes['fee'] == pytest.approx(-overcharged, rel=.02)
+    late = [p for p in found.pairs if p.opened_ns in twins and p.why.startswith('a leg arrived')]
+    assert late and sum(abs(p.causes['fill']) for p in late) < .05*sum(abs(p.causes['latency']) for p in late)
+
+
+def test_two_ways_round_one_triangle_are_not_twins():
+    start, rows = cycles(3, 2)
+    s = pa.modelled(pa.Lived(start, np.array([], STEP), []), {'binance': 0, 'bybit': 0})
+    for r in rows: s.row(int(r['ts_recv_ns']), r)
+    s.advance(int(rows['ts_recv_ns'][-1]) + 60*NS)
+    there = next(iter(s.trades.values()))
+    back = msgspec.structs.replace(there, legs=[msgspec.structs.replace(x, side=-x.side) for x in there.legs])
+    assert (there.buy_venue, there.sell_venue, there.instrument, there.opened_ns) == (back.buy_venue, back.sell_venue, back.instrument, back.opened_ns)
+    assert pa._twins({1: there}, {1: there}, 0) == [(there, there)] and pa._twins({1: there}, {1: back}, 10**12) == [(there, None), (None, back)]

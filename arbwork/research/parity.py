@@ -20,7 +20,7 @@ import numpy as np
 
 from ..clock import NS, utc
 from ..decide.fill import CONSUMED, refresh, take
-from ..decide.risk import mark
+from ..decide.risk import mark, remark
 from ..feed.events import BOOK, VALID
 from ..market import BUY, ConfigError, round_qty
 from ..store.journal import open_journal
@@ -73,9 +73,10 @@ class Paper:
             self.times.append(np.maximum.accumulate(np.where((venue > 0) & (venue < ours), venue, ours)))
         self.consumed, self.at = np.zeros(slots, CONSUMED), [-1]*slots
 
-    def standing(self, slot:int, at_ns:int)->int: # a row number, -1 before the first
-        "The row that stands at the venue at an instant."
+    def standing(self, slot:int, at_ns:int, valid:bool=False)->int: # a row number, -1 before the first
+        "The row that stands at the venue at an instant, or the last valid one before it."
         k = int(np.searchsorted(self.times[slot], at_ns, side='right')) - 1
+        while valid and k >= 0 and self.rows['state'][self.index[slot][k]] != VALID: k -= 1
         return int(self.index[slot][k]) if k >= 0 else -1
 
     def take(self, slot:int, side:int, qty:float, limit_px:float, at_ns:int)->tuple[float, float]: # base, quote before fees
@@ -240,7 +241,7 @@ CAUSES = ('latency', 'fill', 'fee', 'stale', 'missing', 'marking')
 class Pair(msgspec.Struct, frozen=True):
     "A trade and its twin, and why they differ."
     opened_ns:int
-    direction:str           # buy venue > sell venue
+    direction:str           # buy venue > sell venue; of more than two legs every step
     live_quote:float|None   # None where live has no such trade
     model_quote:float|None  # None where the model has none
     causes:dict[str, float] # quote currency; they add up to live minus model
@@ -258,35 +259,46 @@ class Outcome(msgspec.Struct, frozen=True):
     def difference(self)->float: return self.live_quote - self.model_quote
 
 # %% ../../nbs/research/04_parity.ipynb #a055f2f1
-def _legs(session:Lived, paper:Paper, trade:TradeReport, arrive)->tuple[float, bool]:
-    "Quote currency that a trade's opening legs bring if they arrive when `arrive` says, and whether all books were fresh then."
+def _marks(session:Lived, paper:Paper, at_ns:int)->np.ndarray: # (assets,) quote currency of slot 0 per unit
+    "What each asset was worth at an instant, by the last valid book of each slot."
+    board, u = session.start.universe.empty_board(), session.start.universe
+    for slot in range(len(board)):
+        i = paper.standing(slot, at_ns, valid=True)
+        if i >= 0: board[slot] = paper.rows[i]
+    marks = np.zeros(len(u.assets))
+    remark(board, u.specs(), marks)
+    return marks
+
+def _legs(session:Lived, paper:Paper, trade:TradeReport, arrive, marks:np.ndarray)->tuple[float, bool]:
+    "What a trade's opening legs bring at these marks if they arrive when `arrive` says, and whether all books were fresh then."
     paper.consumed[:], paper.at = np.zeros(1, CONSUMED), [-1]*len(paper.at)
-    cash, left, fresh, mid = 0., 0., True, 0.
-    for leg in trade.legs:
-        p = session.places.get(leg.client_id)
-        if p is None or p.why != 'open': continue
-        at_ns = arrive(leg)
-        i = paper.standing(p.slot, at_ns)
+    u, p = session.start.universe, session.start.params
+    worth, fresh, assets = 0., True, u.assets
+    for leg in sorted(trade.legs, key=arrive):
+        place = session.places.get(leg.client_id)
+        if place is None or place.why != 'open': continue
+        at_ns, listing = arrive(leg), u.listings[place.slot]
+        i = paper.standing(place.slot, at_ns)
         if i < 0: fresh = False; continue
         row = paper.rows[i]
         as_of_ns = min(int(row['ts_recv_ns']), int(row['ts_venue_ns']) or int(row['ts_recv_ns']))
-        if row['state'] != VALID or at_ns - as_of_ns > session.start.params.max_age_s*NS: fresh = False
-        qty, notional = paper.take(p.slot, leg.side, float(leg.qty), float(p.order.px), at_ns)
-        cash -= leg.side*notional + notional*session.start.universe.fees_bps[leg.venue][1]/1e4
-        left += leg.side*qty
-        mid = (row['bid_px'][0] + row['ask_px'][0])/2
-    return float(cash + left*mid), fresh
+        if row['state'] != VALID or at_ns - as_of_ns > p.max_age_s*NS: fresh = False
+        qty, notional = paper.take(place.slot, leg.side, float(leg.qty), float(place.order.px), at_ns)
+        paid = -leg.side*notional - notional*u.fees_bps[leg.venue][1]*p.fee_mult/1e4
+        worth += leg.side*qty*marks[assets.index(listing.base)] + paid*marks[assets.index(listing.quote)]
+    return float(worth), fresh
 
 def _split(session:Lived, paper:Paper, latency_ns:dict, live:TradeReport, twin:TradeReport)->tuple[dict, str]:
     "Causes of the difference of a pair, and the main one in words."
-    whole = float(live.pnl_quote - twin.pnl_quote)
-    rates = {v: f[1]/1e4 for v, f in session.start.universe.fees_bps.items()}
-    fee = -sum(x.fee_quote - x.px*float(x.filled_qty)*rates[x.venue] for x in live.legs)
+    whole, u = float(live.pnl_quote - twin.pnl_quote), session.start.universe
+    marks, quote = _marks(session, paper, live.done_ns), {(x.venue, x.instrument): u.assets.index(x.quote) for x in u.listings}
+    rates = {v: f[1]*session.start.params.fee_mult/1e4 for v, f in u.fees_bps.items()}
+    fee = -float(sum((x.fee_quote - x.px*float(x.filled_qty)*rates[x.venue])*marks[quote[x.venue, x.instrument]] for x in live.legs))
     if live.opened_ns != twin.opened_ns:
         return dict(latency=whole - fee, fee=fee), f'decided {(live.opened_ns - twin.opened_ns)/1e9:+.2f} s from its twin, when the trade before it was over'
     really = lambda leg: session.arrived_ns.get(leg.client_id, leg.done_ns)
-    then, fresh = _legs(session, paper, live, really)
-    assumed, _ = _legs(session, paper, live, lambda leg: live.opened_ns + latency_ns[leg.venue])
+    then, fresh = _legs(session, paper, live, really, marks)
+    assumed, _ = _legs(session, paper, live, lambda leg: live.opened_ns + latency_ns[leg.venue], marks)
     latency = then - assumed
     late = max(((really(x) - live.opened_ns - latency_ns[x.venue])/1e6 for x in live.legs if x.ref_px), key=abs, default=0.)
     opened = [x for x in live.legs if x.ref_px]
@@ -296,14 +308,24 @@ def _split(session:Lived, paper:Paper, latency_ns:dict, live:TradeReport, twin:T
     top = max(parts, key=lambda k: abs(parts[k]))
     if undone: parts['latency'] += parts.pop('answer')
     words = dict(latency=f'a leg arrived {late:+.0f} ms against the latency assumed', fee='the venue charged other fees than its schedule',
-                 answer='both legs had filled, the answer of one came too late to know', fill='filled differently from the book we had seen',
+                 answer='all legs had filled, the answer of one came too late to know', fill='filled differently from the book we had seen',
                  stale='the book was old or not valid on arrival')
     return parts, '; '.join(filter(None, [words[top], live.why])) if abs(whole) > 1e-9 else ''
 
 # %% ../../nbs/research/04_parity.ipynb #58d5c710
+def _way(t:TradeReport)->tuple: # of (venue, instrument, side), leg by leg
+    "Where a trade goes: the legs that it was decided on, not those that mended it."
+    return tuple((x.venue, x.instrument, x.side) for x in t.legs if x.ref_px)
+
+def _direction(t:TradeReport)->str:
+    "The same in words: two legs by their venues, more by every step."
+    way = _way(t)
+    if len(way) <= 2: return f'{t.buy_venue} > {t.sell_venue}'
+    return ' > '.join(f'{"buy" if side == BUY else "sell"} {instrument} {venue}' for venue, instrument, side in way)
+
 def _twins(live:dict, model:dict, window_ns:int)->list[tuple]: # (live or None, model or None)
-    "Pair trades: the same row and direction first, then the nearest of the same direction within a window."
-    way = lambda t: (t.buy_venue, t.sell_venue, t.instrument)
+    "Pair trades: the same row and the same legs first, then the nearest of the same legs within a window."
+    way = _way
     left, pairs = {(t.opened_ns, way(t)): t for t in model.values()}, []
     alone = []
     for t in live.values():
@@ -335,7 +357,7 @@ def compare(
         any_ = live or twin
         if live and twin: causes, why = _split(session, paper, latency_ns, live, twin)
         else: causes, why = dict(missing=float(live.pnl_quote if live else -twin.pnl_quote)), 'the model did not trade here' if live else 'live did not trade here'
-        pairs.append(Pair(any_.opened_ns, f'{any_.buy_venue} > {any_.sell_venue}', live and float(live.pnl_quote), twin and float(twin.pnl_quote), causes, why))
+        pairs.append(Pair(any_.opened_ns, _direction(any_), live and float(live.pnl_quote), twin and float(twin.pnl_quote), causes, why))
     end_ns = max(again.last_ns, int(session.rows['now_ns'][-1]) if len(session.rows) else 0)
     got, could = _pnl(again.core, end_ns), _pnl(model.core, end_ns)
     sums = {c: float(sum(p.causes.get(c, 0.) for p in pairs)) for c in CAUSES}

@@ -491,7 +491,10 @@ async def cancel(self:CcxtLink,
         await asyncio.sleep(wait)
         wait *= 2
         if wait < 0.1: continue
-        u = await self.order(instrument, client_id)
+        try: u = await self.order(instrument, client_id)
+        except VenueError as e:
+            if e.code != 'rate': raise
+            continue # the cancel was taken; only its end is not known yet
         if u.status in FINAL:
             self._say(u)
             return u

@@ -167,6 +167,7 @@ while True:
     for row in rows:
         whole = np.concatenate([row[x] for x in ('bid_px', 'bid_qty', 'ask_px', 'ask_qty')])
         if not (whole == row['seq']).all(): sys.exit(f'torn: {row}')
+    if len(set((top := reader.top(1))[2:])) > 1: sys.exit(f'torn: {top}')
     newest = rows[0]['seq']
     seqs.add(int(newest))
     looks += 1

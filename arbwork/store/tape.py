@@ -67,9 +67,7 @@ def problems_of(
     start_ns:int|None=None, end_ns:int|None=None, as_of:str|None=None,
 )->list[Problem]: # of the instrument and of its whole venue, by time
     "What was written down about an instrument."
-    told = store.quality(venue, start_ns, end_ns, as_of)
-    told = told[told['instrument'].isin(['', instrument])]
-    return [Problem(**x) for x in told.to_dict('records')]
+    return [p for p in store.problems(venue, start_ns, end_ns, as_of) if p.instrument in ('', instrument)]
 
 SANE = dict(quotes=('bid_px', 'bid_qty', 'ask_px', 'ask_qty'), trades=('px', 'qty'))
 

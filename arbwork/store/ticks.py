@@ -344,7 +344,7 @@ def _write(self:Ticks, symbol:str, frame:pd.DataFrame, journal_offset:int, journ
         if not len(frame) or journal_offset <= offsets.get(journal_id, 0): return 0
         newest = {**{k: x for k, x in offsets.items() if k != journal_id}, journal_id: int(journal_offset)}
         meta = {'offsets': dict(list(newest.items())[-MOST_JOURNALS:])}
-        check_room(self.path, 2*frame.memory_usage().sum(), self.where)
+        check_room(self.path, 16*len(frame)*(len(frame.columns) + 1), self.where)
         if not frame.index.is_monotonic_increasing: frame = frame.sort_index(kind='stable')
         if last is not None and frame.index[0].value < last:
             old = self._ask('read', symbol, date_range=(frame.index[0], None)).data
@@ -468,11 +468,15 @@ def write_quality(self:Ticks, venue:str,
     return self.write('quality', venue, '', problem_rows(problems), journal_offset, journal_id) if problems else 0
 
 @patch
+def problems(self:Ticks, venue:str, start_ns:int|None=None, end_ns:int|None=None, as_of:str|int|None=None)->list[Problem]: # by time
+    "The problems of a venue."
+    if not self.library.has_symbol(f'quality/{venue}', as_of=as_of): return []
+    return row_problems(venue, from_frame(self._read(f'quality/{venue}', start_ns, end_ns, as_of), QUALITY))
+
+@patch
 def quality(self:Ticks, venue:str, start_ns:int|None=None, end_ns:int|None=None, as_of:str|int|None=None)->pd.DataFrame:
-    "The problems of a venue by time; an empty table when there were none."
-    there = self.library.has_symbol(f'quality/{venue}', as_of=as_of)
-    found = row_problems(venue, from_frame(self._read(f'quality/{venue}', start_ns, end_ns, as_of), QUALITY)) if there else []
-    return pd.DataFrame([msgspec.structs.asdict(p) for p in found], columns=list(Problem.__struct_fields__))
+    "The same as a table; an empty one when there were none."
+    return pd.DataFrame([msgspec.structs.asdict(p) for p in self.problems(venue, start_ns, end_ns, as_of)], columns=list(Problem.__struct_fields__))
 
 @patch
 def quality_offset(self:Ticks, venue:str, journal_id:str='')->int: # 0 when there is none

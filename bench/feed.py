@@ -2,6 +2,11 @@
 
 `python -m bench.feed receive WHO KIND PORT COUNT` is such a receiver: it says as JSON how many seconds of processor time it took from
 opening the socket until the last frame was in its book. All of ccxt.pro's and of ours is in it: the kernel's part, frames, JSON, book.
+
+2026-11-26, on two quiet cores (AMD EPYC of the first generation, 2 GHz), ccxt 4.5.90, processor time over that of ccxt.pro, through a socket: a best bid and ask 0.078
+with picows (6.6 µs; wanted 1/12) and 0.22 with websockets, a depth difference of 40 and 40 levels, book applied, 0.178 (51.8 µs; wanted 1/5) and 0.23.
+A burst of 60,000 differences, none lost: from the first to the last 32.6 µs a frame on the wall and as much of the processor with picows (18.3 from memory), so
+no frame waited for anything but its turn; websockets 45.8, ccxt.pro 70.3.
 """
 
 import asyncio

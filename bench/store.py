@@ -1,10 +1,15 @@
 """From an event to the tick store and back: handing over, sustained ingest, bare appends, reads. `--quick` makes everything a hundredth of its size.
 
-At full size, 2026-11-25, on two cores that were shared with much else (a load of about 18), so that the ratios say more than the times: an event to
-board and ring 2.1 µs (wanted at most 3), with its difference 3.2, with the draining 12.0; 223,000 quotes/s durable through the journal from three
-venues (wanted 200,000), 33,000 books/s; bare appends of 10,000 quotes 0.10 M rows/s (wanted 3 M), which is 1.01 of a zstd Parquet file, of 100,000
-0.48 M, of 10,000 books 0.05 M; 10 M quotes read in 0.48 of pandas over zstd Parquet (wanted 0.5), a minute of them in 0.08 (wanted 0.2), the last 1,000
-rows in 44 ms (wanted 10). The board: written in 1.6 µs, read from another process in 2.9 (wanted 1), 2.1 and 3.9 times a bare numpy copy of a row.
+At full size, 2026-11-26, on two quiet cores (AMD EPYC of the first generation, 2 GHz; virtual disk, a sync takes about 0.5 ms): an event to board and ring
+1.4 µs (wanted at most 3), with its difference 2.5, with the draining 10.9. Durable through the journal from three venues: 1.49 M quotes/s
+(wanted 0.2 M), 0.26 M books/s. 10 M quotes read in 0.40 of pandas over zstd Parquet (wanted 0.5), with their mask 0.42; a minute of them in 0.08, with its mask
+0.12 (wanted 0.2); the last 1,000 rows in 7.7 ms (wanted 10). The board: written in 0.91 µs, its best prices read from another process in 0.88
+(wanted 1), a whole row of twenty levels in 2.0; a bare numpy copy of a row takes 0.69.
+
+Missed: bare appends of 10,000 quotes, 0.99 M rows/s (wanted 3 M); of 100,000 2.8 M, of 10,000 books 0.4 M. ArcticDB's own `append` of a finished frame
+of that size makes 1.2 M rows/s on this disk and 2.0 M in memory: of its 8 ms, 4 are the syncs of LMDB (four commits, each synced twice), 3 its
+own work, 1.5 pandas. Appending several symbols in one call made it 1.5 M. What remains is larger batches, or giving up the syncs, which the
+journal's promise (what is acknowledged there may be pruned once it is here) does not allow.
 """
 
 import os

@@ -146,6 +146,7 @@ class Ladder(msgspec.Struct, frozen=True):
     min_edge_share:float = 0.25      # of the profit decided on, what must come; below it the edge has decayed
     max_session_drawdown:float = 0.03 # fall of the sessions together, a fraction of equity
     max_doubted_share:float = 0.05   # of the books of a venue, those not to be believed
+    review_s:float = 60.             # wall seconds between looks of a running bot at all this
 
 class Scheduled(msgspec.Struct, frozen=True):
     "What runs by itself, and who hears when it fails."

@@ -244,6 +244,37 @@ def test_a_running_bot_takes_up_refuses_and_obeys(tmp_path):
     asyncio.run(main())
 
 
+def test_a_running_bot_takes_its_manifest_back_by_itself_and_takes_up_the_next(tmp_path):
+    "An edge that brings less than was hoped for: hoped for here are a hundred thousand times what was decided on, so that every trade disappoints."
+    async def main():
+        quick = msgspec.structs.replace(WISHES, cooldown_s=0.2, deadline_s=2.)
+        async with world(tmp_path, params=quick, stage='paper', start_ns=time.time_ns()) as (_, settings, journal):
+            settings.path.write_text(settings.path.read_text() + '[stages]\nmin_session_trades = 1\nmin_edge_share = 100000\nreview_s = 0.5\n')
+            first = pr.load_manifest(settings.promoted, 'cross')
+            with Bot(settings, '--session', 'day', '--balance', 'LINK=500', '--balance', 'USDT=20000', mode=('paper',)) as bot:
+                told = lambda verb: [c for e in journal.read('session/day', kind='command') if (c := msgspec.msgpack.decode(e.body, type=Command)).verb == verb]
+                running = lambda x: bot.process.poll() is not None or x()
+                await until(lambda: running(lambda: told('pause')), 240)
+                note = pr.demotion(settings.promoted, first)
+                assert note and note.stage == 'sim' and note.by == 'session day' and 'edge: 1 trades brought' in note.why, bot.process.poll()
+                assert [c.by for c in told('pause')] == [f'manifest: {note.why}']
+                begun = len(journal.read('session/day', kind='trade'))
+                await asyncio.sleep(3) # several dislocations, none of them taken
+                assert len(journal.read('session/day', kind='trade')) == begun
+                new = signed(settings, params=msgspec.structs.replace(quick, min_edge_bps=3.))
+                pr.put_in_force(new, settings.promoted, time.time_ns(), 'promote')
+                await until(lambda: running(lambda: told('resume')), 240)
+                await until(lambda: running(lambda: len(journal.read('session/day', kind='trade')) > begun), 240)
+                await until(lambda: running(lambda: len(told('pause')) == 2), 240) # the next one disappoints as well
+                bot.process.terminate()
+                code, result, text = await bot.ended(240)
+                assert code == 0, text
+            assert result['manifest_now'] == new.id and result['taken_up'] == 1 and result['reconciled'] and pr.demotion(settings.promoted, new).stage == 'sim'
+            again = replay(session_entries(journal, 'day'))
+            assert again.first == '' and again.identical == again.total > 0
+    asyncio.run(main())
+
+
 def test_a_shadow_decides_and_sends_nothing_and_is_evidence_for_a_canary(tmp_path, capsys):
     async def main():
         quick = msgspec.structs.replace(WISHES, cooldown_s=0.2, deadline_s=2.)

@@ -258,13 +258,13 @@ def test_a_running_bot_takes_its_manifest_back_by_itself_and_takes_up_the_next(t
                 note = pr.demotion(settings.promoted, first)
                 assert note and note.stage == 'sim' and note.by == 'session day' and note.why.startswith('edge: ') and 'brought' in note.why, bot.process.poll()
                 assert [c.by for c in told('pause')] == [f'manifest: {note.why}']
-                begun = len(journal.read('session/day', kind='trade'))
+                begun = len(journal.read('session/day', kind='decision'))
                 await asyncio.sleep(3) # several dislocations, none of them taken
-                assert len(journal.read('session/day', kind='trade')) == begun
+                assert len(journal.read('session/day', kind='decision')) == begun
                 new = signed(settings, params=msgspec.structs.replace(quick, min_edge_bps=3.))
                 pr.put_in_force(new, settings.promoted, time.time_ns(), 'promote')
                 await until(lambda: running(lambda: told('resume')), 240)
-                await until(lambda: running(lambda: len(journal.read('session/day', kind='trade')) > begun), 240)
+                await until(lambda: running(lambda: len(journal.read('session/day', kind='decision')) > begun), 240)
                 await until(lambda: running(lambda: len(told('pause')) == 2), 240) # the next one disappoints as well
                 bot.process.terminate()
                 code, result, text = await bot.ended(240)

@@ -238,38 +238,47 @@ def ten_levels():
     yield {'one numpy pass': (timed(lambda: np.add.reduce(rows.view('f8'))), len(rows)), **{k: lane(v) for k, v in asked.items()}}, 'ns/event', 1e9, 'one numpy pass', 5
 
 
-def _calls(venues: int, min_edge_bps: float):
+def _calls(venues: int, min_edge_bps: float, by_arguments: bool = False):
     "What live does with a row: one call of the jitted step from Python on arrays that stay; how many calls, and the share that ended in a trade."
     from arbwork.decide.contract import INTENT, MAX_INTENTS, MAX_TRADES, MEMORY, OPEN_TRADE, params_array
-    from arbwork.decide.cross import STEPS
     from arbwork.decide.risk import new_risk
+    from arbwork.decide.strategies import STRATEGIES
     from arbwork.sim.scenarios import stress
     world = stress(seed=7, hours=1., venues=('binance', 'bybit', 'okx', 'kraken', 'coinbase')[:venues])
-    rows, u, step = world.tape(), world.universe, STEPS['cross']
+    rows, u, cross = world.tape(), world.universe, STRATEGIES['cross']
     free, p = u.empty_inventory() + 1e6, params_array(params(min_edge_bps=min_edge_bps, cooldown_s=0., fee_mult=.1))
-    times, held = rows['ts_recv_ns'].tolist(), (u.empty_board(), u.specs(), free, free.copy(), np.zeros(MAX_TRADES, OPEN_TRADE), p, np.zeros(MEMORY),
-                                               np.zeros(len(u.assets)), new_risk(), np.zeros(MAX_INTENTS, INTENT))
+    held = (u.empty_board(), u.specs(), free, free.copy(), np.zeros(MAX_TRADES, OPEN_TRADE), p, p, np.zeros(MEMORY), np.zeros(len(u.assets)), new_risk(),
+            np.zeros(MAX_INTENTS, INTENT))
+    times, step, call = rows['ts_recv_ns'].tolist(), cross.step, cross.bound(rows, *held)
 
     def run():
         n = 0
+        for i, now_ns in enumerate(times): n += call(now_ns, i) > 0
+        return n
+
+    def run_by_arguments():
+        n = 0
         for i, now_ns in enumerate(times): n += step(now_ns, rows, i, *held) > 0
         return n
+    run = run_by_arguments if by_arguments else run
     return run, len(times), run()/len(times)
 
 
 @contextmanager
-def kernel_call():
-    "A kernel call as live makes it, books of ten levels: where no pair has an edge, and where most calls walk both books to a trade."
+def decide():
+    "A kernel call as live makes it, books of ten levels: where no pair has an edge, and where most calls walk both books to a trade; the baseline hands over thirteen arguments."
     lanes = {}
     for venues in (2, 5):
         for name, bps in (('nothing to trade', 500.), ('trading', 0.)):
             run, n, share = _calls(venues, bps)
             word(f'{venues} venues, {name}: {share:.0%} of {n:,} calls end in a trade')
             lanes[f'{venues} venues, {name}'] = timed(run), n
-    yield lanes, 'µs/call', 1e6, '2 venues, nothing to trade', 15
+    run, n, _ = _calls(2, 500., by_arguments=True)
+    lanes['2 venues, by arguments'] = timed(run), n
+    yield lanes, 'µs/call', 1e6, '2 venues, by arguments', 15
 
 
-BENCHES = {'peers': usual, 'peers_quiet': quiet, 'peers_busy': busy, 'peers_large': large, 'peers_large_quiet': large_quiet, 'ten_levels': ten_levels, 'kernel_call': kernel_call}
+BENCHES = {'peers': usual, 'peers_quiet': quiet, 'peers_busy': busy, 'peers_large': large, 'peers_large_quiet': large_quiet, 'ten_levels': ten_levels, 'decide': decide}
 
 
 def install(names=()):

@@ -2,6 +2,7 @@
 import heapq
 from decimal import Decimal
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -306,19 +307,28 @@ def test_a_strategy_that_knows_the_future_is_found():
     assert peeks(make, tape, universe, Params(cooldown_s=0., min_edge_bps=0.), inventory=rich(universe), cuts=(0.8,))
 
 
-def test_a_kernel_of_ones_own_runs_in_the_same_loop():
+class OneWay(Params, frozen=True, forbid_unknown_fields=True):
+    ranges:ClassVar[dict] = dict(way=(0, 2))
+    way:float = 0. # the slot to buy at; 2: either
+
+
+def test_a_kernel_of_ones_own_with_wishes_of_its_own_runs_in_the_same_loop():
     from numba import njit
+
+    from arbwork.decide.strategies import Strategy
     tape, universe = market(11, rows=400), universe_of(1.)
 
     @njit
     def one_way(now_ns, board, specs, inventory, trades, params, memory, out):
         n = decide(now_ns, board, specs, inventory, trades, params, memory, out)
-        return n if n <= 0 or out[0].slot == 0 else 0
+        return n if n <= 0 or params[0].way == 2 or out[0].slot == params[0].way else 0
 
-    p = Params(cooldown_s=0., min_edge_bps=0.5)
-    r, both = (backtest(k, tape, universe, p, inventory=rich(universe)) for k in (one_way, 'cross'))
-    assert (r.trades['slot'][:, 0] == 0).all() and 0 < len(r.trades) < len(both.trades)
-    assert sum(r.funnel.values()) == len(tape)
+    p, mine = Params(cooldown_s=0., min_edge_bps=0.5), Strategy('one_way', one_way, OneWay)
+    there, back, either = (backtest(mine, tape, universe, mine.wishes(p, way=way), inventory=rich(universe)) for way in (0., 1., 2.))
+    both = backtest('cross', tape, universe, p, inventory=rich(universe))
+    assert (there.trades['slot'][:, 0] == 0).all() and (back.trades['slot'][:, 0] == 1).all() and 0 < len(there.trades) < len(both.trades) > len(back.trades) > 0
+    assert either.funnel == both.funnel and either.fills.tobytes() == both.fills.tobytes() and sum(there.funnel.values()) == len(tape)
+    with pytest.raises(ConfigError, match='way: found 3'): mine.wishes(p, way=3.)
 
 
 def test_a_lean_asks_more_of_one_direction_and_less_of_the_other():
@@ -391,3 +401,38 @@ def test_compiled_code_is_dropped_when_a_function_it_calls_changes(tmp_path):
     assert text.count('(got - paid)/ask_px*1e4') == 1
     edge.write_text(text.replace('(got - paid)/ask_px*1e4', '(got - paid)/ask_px*2e4'))
     assert run() == pytest.approx(2*first, abs=1e-2)
+
+
+@pytest.mark.parametrize('name', ['cross', 'basis'])
+def test_a_call_by_a_table_of_addresses_says_what_the_call_by_arguments_says(name):
+    from arbwork.decide.strategies import STRATEGIES
+    s, tape, universe = STRATEGIES[name], market(5, rows=400, gap_bps=25.), universe_of(.5)
+    p = s.wishes(Params(min_edge_bps=.5, cooldown_s=1.))
+
+    def arrays(): return (np.zeros(1, BOOK), universe.empty_board(), universe.specs(), rich(universe), rich(universe), np.zeros(MAX_TRADES, OPEN_TRADE), params_array(p, kind=Params),
+                          params_array(p), s.setup(universe), np.zeros(len(universe.assets)), new_risk(), np.zeros(MAX_INTENTS, INTENT))
+    a, b, said = arrays(), arrays(), []
+    call = s.bound(*a)
+    for row in tape:
+        a[0][0] = b[0][0] = row
+        now_ns = int(row['ts_recv_ns'])
+        said.append(call(now_ns, 0))
+        assert said[-1] == s.step(now_ns, b[0], 0, *b[1:])
+        assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
+    assert len(set(said)) > 1 and (name != 'cross' or max(said) == 2)
+
+
+def test_arrays_that_a_kernel_would_misread_are_refused():
+    from arbwork.decide.strategies import STRATEGIES
+    s, universe = STRATEGIES['cross'], universe_of()
+    p = params_array(Params())
+    good = [np.zeros(1, BOOK), universe.empty_board(), universe.specs(), rich(universe), rich(universe), np.zeros(MAX_TRADES, OPEN_TRADE), p, p, np.zeros(MEMORY), np.zeros(2),
+            new_risk(), np.zeros(MAX_INTENTS, INTENT)]
+    s.bound(*good)
+    for k, bad, words in ((1, universe.specs(), 'board'), (3, rich(universe)[:, :, 0], 'start'), (8, np.zeros(MEMORY, 'f4'), 'memory'), (9, np.zeros(4)[::2], 'marks'),
+                          (9, np.zeros(3), 'one universe'), (8, np.zeros(8), 'one universe'), (11, np.zeros(2, INTENT), 'one universe')):
+        with pytest.raises(ConfigError, match=f'kernel array.*{words}'): s.bound(*good[:k], bad, *good[k + 1:])
+    frozen = rich(universe)
+    frozen.flags.writeable = False
+    with pytest.raises(ConfigError, match='kernel array inventory'): s.bound(*good[:4], frozen, *good[5:])
+    with pytest.raises(ValueError): s.bound(*good[:-1])

@@ -22,9 +22,9 @@ from numba import njit
 from numba.core.dispatcher import Dispatcher
 
 from . import basis, cross, cycle
-from .contract import MEMORY, Universe
+from .contract import MEMORY, Universe, params_dtype
 from .cross import KERNELS, STEPS
-from .step import kernel_hash, rebind, step as step_template
+from .step import bound, enter, kernel_hash, rebind, step as step_template
 from ..market import ArbworkError, ConfigError
 from ..settings import Params, make_params
 
@@ -34,6 +34,8 @@ def plain_memory(
 )->np.ndarray: # (64,)
     "A memory with nothing in it but room for trades and pauses."
     return np.zeros(MEMORY)
+
+_ENTERS = {} # strategy to its way in, so that each is compiled once
 
 @dataclass(frozen=True, eq=False)
 class Strategy:
@@ -47,6 +49,15 @@ class Strategy:
 
     def __post_init__(self):
         if self.step is None: object.__setattr__(self, 'step', rebind(step_template, decide=self.decide))
+
+    def bound(self,
+        *arrays, # those of `step`, in its order; written in place and never replaced
+    ): # function of now_ns and i, see `decide.step.bound`
+        "Its step for a session whose arrays stay where they are."
+        if self not in _ENTERS:
+            tag = '' if self.file or self.step.py_func.__qualname__ == 'step' else self.name
+            _ENTERS[self] = rebind(enter, tag, step=self.step, WISHES=params_dtype(self.params))
+        return bound(_ENTERS[self], self.params, *arrays)
 
     @property
     def hash(self)->str: # 64 hex digits

@@ -260,7 +260,7 @@ class Core:
         self.start, self.universe, self.strategy = start, start.universe, strategy_of(start.strategy)
         u, self.params = self.universe, self.strategy.wishes(start.params, **start.wishes)
         self.venues, self.assets, self.listings = u.venues, u.assets, u.listings
-        self.step, self.specs, self.board, self.rows = self.strategy.step, u.specs(), u.empty_board(), np.zeros(1, BOOK)
+        self.specs, self.board, self.rows = u.specs(), u.empty_board(), np.zeros(1, BOOK)
         self.ledger = Ledger({v: dict.fromkeys(self.assets, Decimal(0)) | start.inventory.get(v, {}) for v in self.venues}, self.assets)
         self.inventory = u.empty_inventory()
         self.trades, self.params_row, self.wishes_row = np.zeros(MAX_TRADES, OPEN_TRADE), params_array(self.params, kind=Params), params_array(self.params)
@@ -277,6 +277,8 @@ class Core:
         self.limits, self.blocked, self.troubles, self.refused, self.sent_at = start.limits, {}, {}, {}, {}
         self._inventory()
         self.begin = self.inventory.copy()
+        self.decide = self.strategy.bound(self.rows, self.board, self.specs, self.begin, self.inventory, self.trades, self.params_row, self.wishes_row,
+                                          self.memory, self.marks, self.risk, self.out)
         self._carry()
 
 # %% ../../nbs/trade/02_core.ipynb #5daefaf9
@@ -315,8 +317,7 @@ def row(self:Core,
     "One book, one decision."
     self.now_ns, self.rows[0] = now_ns, row
     if self.blocked: self._mask(now_ns)
-    n = self.step(now_ns, self.rows, 0, self.board, self.specs, self.begin, self.inventory, self.trades, self.params_row, self.wishes_row, self.memory,
-                  self.marks, self.risk, self.out)
+    n = self.decide(now_ns, 0)
     self.row_count += 1
     if now_ns >= self.mark_ns: self._mark(now_ns)
     if n <= 0:

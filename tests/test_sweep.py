@@ -57,8 +57,9 @@ def test_what_is_explored_depends_on_the_seed_and_on_the_buckets_that_may_be_see
     assert [r.params for r in first.results] != [r.params for r in ask(seed=4).results]
     assert len({msgspec.json.encode(r.params) for r in first.results}) == len(first.results) <= 15
     assert set(first.frame) >= {*space, 'pnl'} and first.portfolio.total_profit().shape == (len(first.results),)
-    later = prepare(world.tape(), world.universe)
-    later.rows['bid_px'][later.rows['ts_recv_ns'] > tape.ends_ns[30]] *= 1.001 # what comes after changes nothing in what was tried
+    rows = world.tape().copy()
+    rows['bid_px'][rows['ts_recv_ns'] > tape.ends_ns[30]] *= 1.001 # what comes after changes nothing in what was tried
+    later = prepare(rows, world.universe)
     other = explore('cross', later, world.universe, space, trials=15, buckets=slice(0, 30), **how(world))
     assert [r.params for r in other.results] == [r.params for r in first.results]
 

@@ -8,7 +8,7 @@ write down, print and change one figure of."""
 
 # %% auto #0
 __all__ = ['DRAWS', 'IN_OTHER', 'FEE_IN', 'QUEUES', 'CHARGE', 'Data', 'sorted_prints', 'Latency', 'retimed', 'FeeAsset', 'Costs',
-           'charges']
+           'charges', 'first_fees']
 
 # %% ../../nbs/research/00_assume.ipynb #4bb9757d
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ def sorted_prints(
     slots:int,
 )->tuple[np.ndarray, np.ndarray]: # sorted by slot and time; where each slot begins, and the end
     "Trades of others, slot by slot."
-    if prints is None: prints = np.zeros(0, PRINT)
+    if prints is None: return np.zeros(0, PRINT), np.zeros(slots + 1, np.int64)
     if prints.dtype != PRINT: raise DataError(f'prints: found rows of {prints.dtype}, wanted PRINT')
     bad = np.flatnonzero(~((prints['px'] > 0) & (prints['qty'] > 0) & np.isin(prints['side'], (1, -1)) & (prints['slot'] >= 0) & (prints['slot'] < slots)))
     if len(bad): raise DataError(f'prints row {bad[0]}: found {prints[bad[0]]}, wanted px and qty above 0, a side, a slot below {slots}')
@@ -163,3 +163,11 @@ def charges(
         rows['steps'][venues.index(venue)] = len(steps)
         tiers[venues.index(venue), :len(steps)] = steps
     return rows, tiers, prices
+
+def first_fees(
+    costs:Costs,
+    universe:Universe,
+)->dict[str, tuple[float, float]]: # venue with tiers to maker bps, taker bps
+    "The step that the volume of the thirty days before has earned."
+    volume = dict(zip(universe.venues, costs.by_venue('volume', universe.venues, 0, np.inf)))
+    return {v: [x[1:] for x in steps if x[0] <= volume[v]][-1] for v, steps in costs.tiers.items()}

@@ -9,27 +9,28 @@ it wait in line there, and deals with trades that are not whole as live does. Wh
 # %% auto #0
 __all__ = ['ORDER', 'NOTE', 'WORK', 'FILL', 'EQUITY', 'World', 'C_ORDERS', 'C_WAITS', 'C_FILLS', 'C_CLOSED', 'C_ID', 'C_DRAWS',
            'C_FULL', 'C_RESTS', 'C_NOTES', 'C_QUOTED', 'C_UNFILLED', 'C_HIGH', 'C_PRICED', 'ORDERS', 'NOTES', 'END_NS',
-           'RUNS', 'Tape', 'prepare', 'classes', 'rows_worth_a_look', 'Result', 'inventory_of', 'make_world', 'run_of',
-           'backtest', 'portfolio_columns', 'order_records', 'peeks']
+           'BLOCK', 'Look', 'Touches', 'BLANK', 'RUNS', 'Tape', 'touches', 'prepare', 'look_at', 'no_look', 'Result',
+           'inventory_of', 'make_world', 'run_of', 'backtest', 'portfolio_columns', 'order_records', 'peeks']
 
 # %% ../../nbs/research/00_backtest.ipynb #6a97702d
 from collections import namedtuple
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from ..clock import NS, utc
-from ..decide.contract import (FOK, HEDGE, INTENT, IOC, LEAVING, MAX_INTENTS, MAX_LEGS, MAX_TRADES, NOT_RESTING, OPEN_TRADE, POST_ONLY, PROCEED, R_QUOTE, REASONS,
+from ..decide.contract import (FOK, HEDGE, INTENT, IOC, LEAVING, MAX_INTENTS, MAX_LEGS, MAX_TRADES, NOT_RESTING, OPEN_TRADE, POST_ONLY, PROCEED, R_FEE, R_INVALID, R_MIN_EDGE, R_NONE, R_QUOTE, REASONS,
                                      REPLACE, REST, RESTING, TAKE, Params, Universe, params_array)
-from ..decide.cross import step, touch
-from ..decide.edge import floor_to, inner, jit
+from ..decide.cross import step
+from ..decide.edge import floor_to, inner, jit, net_edge_bps
 from ..decide.fill import (CONSUMED, IN_QUOTE, IN_RECEIVED, beyond, book, hold, queue_print, queue_row, reach, refresh, shown_at, take, unhold, view)
 from ..decide.risk import ACTIVE, mark, new_risk
 from ..decide.step import commit, enough, mend, rebind
 from ..decide.strategies import Strategy, plain_memory, strategy_of
-from ..feed.events import BOOK, LEVELS, VALID
+from ..feed.events import BOOK, EMPTY, LEVELS, VALID
 from ..market import BUY, SELL, ConfigError, DataError
-from .assume import DRAWS, IN_OTHER, QUEUES, Costs, Data, Latency, charges, retimed, sorted_prints
+from .assume import DRAWS, IN_OTHER, QUEUES, Costs, Data, Latency, charges, first_fees, retimed, sorted_prints
 
 # %% ../../nbs/research/00_backtest.ipynb #a8245fc9
 ORDER = np.dtype([
@@ -451,6 +452,36 @@ def _settle(w, until_ns): # let arrive what is due
 
 # %% ../../nbs/research/00_backtest.ipynb #88bf65c8
 END_NS = 4_000_000_000_000_000_000
+BLOCK = 1_024
+
+Look = namedtuple('Look', 'fee_mult floor_bps firsts rows best codes sums') # see `look_at`; without codes every row is visited
+
+@inner
+def _next(look, least_bps, i, c, f, n): # the next row to visit, the places in `rows` and `firsts` it was found at
+    while c < look.rows.shape[0] and (look.rows[c] < i or look.best[c] < least_bps): c += 1
+    while f < look.firsts.shape[0] and look.firsts[f] < i: f += 1
+    j = look.rows[c] if c < look.rows.shape[0] else n
+    return (min(j, look.firsts[f]) if f < look.firsts.shape[0] else j), c, f
+
+@inner
+def _each(codes, i, j, funnel): # count the reasons of rows from i to j one by one
+    fee = least = invalid = 0
+    for k in range(i, j):
+        fee += codes[k] == R_FEE
+        least += codes[k] == R_MIN_EDGE
+        invalid += codes[k] == R_INVALID
+    funnel[R_FEE] += fee
+    funnel[R_MIN_EDGE] += least
+    funnel[R_INVALID] += invalid
+    funnel[R_NONE] += j - i - fee - least - invalid
+
+@inner
+def _count(look, i, j, funnel): # count the reasons of rows from i to j
+    a, b = (i + BLOCK - 1)//BLOCK, j//BLOCK
+    if a >= b: return _each(look.codes, i, j, funnel)
+    _each(look.codes, i, a*BLOCK, funnel)
+    for r in range(look.sums.shape[1]): funnel[r] += look.sums[b, r] - look.sums[a, r]
+    _each(look.codes, b*BLOCK, j, funnel)
 
 @inner
 def _quiet(w): # may rows be passed over?
@@ -525,8 +556,8 @@ def _bucket(w, b, ends_ns, equity, marks, stock, last): # close bucket b
 def _run(
     w,         # the world
     wishes,    # (1,) of the strategy's own row of parameters
-    visits,    # sorted rows that must be looked at
-    passed,    # (rows + 1, reasons) running counts of the reasons of rows that cannot trade
+    look,      # what is known of the rows at these fees
+    least_bps, # what a row must show to be visited
     ends_ns,   # (buckets,) UTC; the last one is after the last row
     equity,    # (buckets,) of EQUITY; written
     marks,     # (buckets, assets); written
@@ -536,12 +567,13 @@ def _run(
     "One parameter set over one tape."
     rows, board, specs, start, inventory, trades, params = w.tape, w.board, w.specs, w.start, w.inventory, w.trades, w.params
     memory, marked, risk, out, count, consumed = w.memory, w.marks, w.risk, w.out, w.count, w.consumed
-    n, b, v, i = rows.shape[0], np.int64(0), 0, np.int64(0)
+    n, b, i, j, c, f = rows.shape[0], np.int64(0), np.int64(0), np.int64(-1), np.int64(0), np.int64(0)
     while i < n and not count[C_FULL]:
-        while v < visits.shape[0] and visits[v] < i: v += 1
-        j = visits[v] if v < visits.shape[0] else n
+        if i > j:
+            if look.codes.shape[0]: j, c, f = _next(look, least_bps, i, c, f, n)
+            else: j = i
         if j > i and _quiet(w):
-            for r in range(passed.shape[1]): funnel[r] += passed[j, r] - passed[i, r]
+            _count(look, i, j, funnel)
             _pass_over(w, i, j)
             i = j
             if i == n: break
@@ -552,8 +584,8 @@ def _run(
         else:
             eaten, w.received[s], w.dirty[s] = False, i, 0
             if w.standing[s] < i: w.standing[s] = i
-        code = (step(now_ns, w.scratch, np.int64(0), board, specs, start, inventory, trades, params, wishes, memory, marked, risk, out) if eaten else
-                step(now_ns, rows, i, board, specs, start, inventory, trades, params, wishes, memory, marked, risk, out))
+        source, at = (w.scratch, np.int64(0)) if eaten else (rows, i)
+        code = step(now_ns, source, at, board, specs, start, inventory, trades, params, wishes, memory, marked, risk, out)
         if code <= 0: funnel[-code] += 1
         else:
             begins = _change(w, now_ns, code)
@@ -571,6 +603,8 @@ class Tape:
     next_row:np.ndarray  # (n,) next row of the same slot, -1 for none
     latest:np.ndarray    # (n, slots) latest row of each slot, -1 for none yet
     ends_ns:np.ndarray   # (buckets,) UTC
+    firsts:np.ndarray    # (buckets,) first row after each bucket's end
+    touches:tuple        # `Touches`: what the rows say whatever the fees are
 
 @jit
 def _index(rows, next_row, latest, slots): # fills next_row and latest
@@ -596,6 +630,54 @@ def _unsound(rows, slots): # first row that cannot be right, -1 when all can
     return -1
 
 # %% ../../nbs/research/00_backtest.ipynb #7cb2e057
+Touches = namedtuple('Touches', 'pairs of_slot slot bid ask kind peak sums')
+BLANK = R_INVALID + 1 # reasons that a row can have by its best prices alone
+
+def _pairs_of(specs): # (pairs, 2) slot bought at, slot sold at; (slots, most) the pairs of each slot, -1 for none
+    pairs = np.array([(b, s) for b in range(len(specs)) for s in range(len(specs)) if b != s and specs['base'][b] == specs['base'][s]], np.int64).reshape(-1, 2)
+    of = [np.flatnonzero((pairs == s).any(axis=1)) for s in range(len(specs))]
+    of_slot = np.full((len(specs), max(map(len, of)) + 1), -1, np.int64)
+    for row, own in zip(of_slot, of): row[:len(own)] = own
+    return pairs, of_slot
+
+@jit
+def _touch(t, rows)->None: # fills the columns
+    pairs, slots, invalid, gross = t.pairs, t.of_slot.shape[0], 0, 0
+    bid, ask, state = np.zeros(slots), np.zeros(slots), np.full(slots, EMPTY)
+    why, ratio = np.zeros(pairs.shape[0], np.int64), np.zeros(pairs.shape[0])
+    for i in range(rows.shape[0]):
+        s, k = rows[i].slot, i//BLOCK
+        state[s], bid[s], ask[s] = rows[i].state, 0., 0.
+        if state[s] != EMPTY: bid[s], ask[s] = rows[i].bid_px[0], rows[i].ask_px[0]
+        t.slot[i], t.bid[i], t.ask[i] = s, bid[s], ask[s]
+        q = 0
+        while t.of_slot[s, q] >= 0:
+            p = t.of_slot[s, q]
+            b, z, was = pairs[p, 0], pairs[p, 1], why[p]
+            if ask[b] > 0 and bid[z] > 0: ratio[p], why[p] = bid[z]/ask[b], R_FEE if bid[z] > ask[b] else R_NONE
+            else:
+                told = state[b] != EMPTY and state[z] != EMPTY
+                ratio[p], why[p] = 0., R_INVALID if told and (state[b] != VALID or state[z] != VALID) else R_NONE
+            gross += (why[p] == R_FEE) - (was == R_FEE)
+            invalid += (why[p] == R_INVALID) - (was == R_INVALID)
+            if ratio[p] > t.peak[k, p]: t.peak[k, p] = ratio[p]
+            q += 1
+        if i%BLOCK == 0:
+            t.peak[k], t.sums[k + 1] = ratio, t.sums[k]
+        t.kind[i] = R_INVALID if invalid else R_FEE if gross else R_NONE
+        t.sums[k + 1, t.kind[i]] += 1
+
+def touches(
+    rows:np.ndarray,  # (n,) of BOOK
+    specs:np.ndarray, # (slots,) of SPEC
+)->Touches:
+    "What the rows say whatever the fees are."
+    n, blocks, (pairs, of_slot) = len(rows), -(-len(rows)//BLOCK), _pairs_of(specs)
+    t = Touches(pairs, of_slot, np.empty(n, np.uint16), np.empty(n), np.empty(n), np.empty(n, np.uint8), np.zeros((blocks, len(pairs))), np.zeros((blocks + 1, BLANK), np.int64))
+    _touch(t, rows)
+    return t
+
+# %% ../../nbs/research/00_backtest.ipynb #fba205f8
 def prepare(
     tape:np.ndarray,       # (n,) of BOOK, sorted by ts_recv_ns, slots as in the universe
     universe:Universe,
@@ -616,38 +698,67 @@ def prepare(
     _index(tape, next_row, latest, len(specs))
     first, last, width = int(tape['ts_recv_ns'][0]), int(tape['ts_recv_ns'][-1]), int(bucket_s*NS)
     ends = first - first%width + width*np.arange(1, (last - (first - first%width))//width + 2, dtype=np.int64)
-    return Tape(tape, specs, next_row, latest, ends)
+    return Tape(tape, specs, next_row, latest, ends, np.searchsorted(tape['ts_recv_ns'], ends, side='right'), touches(tape, specs))
 
 # %% ../../nbs/research/00_backtest.ipynb #e6dd57e6
-@jit
-def classes(
-    rows,     # (n,) of BOOK
-    latest,   # (n, slots)
-    specs,    # (slots,) of SPEC
-    fee_mult, # on all fees
-    best,     # (n,) bps; written
-    passed,   # (n + 1, reasons) running counts; written
-)->None:
-    "Net edge at the touch of every row, and counts of the reasons against trading it."
-    for i in range(rows.shape[0]):
-        top, why = -np.inf, 0
-        for b in range(specs.shape[0]):
-            for s in range(specs.shape[0]):
-                if b == s or specs[b].base != specs[s].base or latest[i, b] < 0 or latest[i, s] < 0: continue
-                net, code = touch(rows[latest[i, b]], rows[latest[i, s]], specs[b].taker_bps*fee_mult, specs[s].taker_bps*fee_mult, np.inf)
-                top, why = max(top, net), max(why, code)
-        best[i] = top
-        for r in range(passed.shape[1]): passed[i + 1, r] = passed[i, r]
-        passed[i + 1, why] += 1
+@inner
+def _bound_bps(peak, fee_buy_bps, fee_sell_bps): # no net edge of a pair whose bid over ask is at most `peak` is above this
+    keep, paid = 1 - fee_sell_bps/1e4, 1 + fee_buy_bps/1e4
+    return (peak*max(keep, 0.) - paid + 1e-9*(peak*abs(keep) + abs(paid)))*1e4
 
-def rows_worth_a_look(
+@jit
+def _look(t, latest, specs, fee_mult, floor_bps, rows, best, codes, sums): # fills the last four; how many rows and edges it found
+    pairs, slots, n, found, moved = t.pairs, t.of_slot.shape[0], t.kind.shape[0], 0, 0
+    bid, ask, net, fee = np.zeros(slots), np.zeros(slots), np.empty(pairs.shape[0]), specs.taker_bps*fee_mult
+    for k in range(t.peak.shape[0]):
+        near = False
+        for p in range(pairs.shape[0]): near |= not _bound_bps(t.peak[k, p], fee[pairs[p, 0]], fee[pairs[p, 1]]) < floor_bps
+        first = k*BLOCK
+        for i in range(first, min(n, first + BLOCK) if near else first):
+            s, q, top, gains = t.slot[i], 0, -np.inf, False
+            if i == first:
+                for z in range(slots): bid[z], ask[z] = (t.bid[latest[i, z]], t.ask[latest[i, z]]) if latest[i, z] >= 0 else (0., 0.)
+                for p in range(pairs.shape[0]): net[p] = _net(bid[pairs[p, 1]], ask[pairs[p, 0]], fee[pairs[p, 0]], fee[pairs[p, 1]])
+            else:
+                bid[s], ask[s] = t.bid[i], t.ask[i]
+                while t.of_slot[s, q] >= 0:
+                    p = t.of_slot[s, q]
+                    net[p] = _net(bid[pairs[p, 1]], ask[pairs[p, 0]], fee[pairs[p, 0]], fee[pairs[p, 1]])
+                    q += 1
+            for p in range(pairs.shape[0]):
+                if net[p] > top: top = net[p]
+                if net[p] > 0 and bid[pairs[p, 1]] > ask[pairs[p, 0]]: gains = True
+            if gains and t.kind[i] == R_FEE:
+                codes[i] = R_MIN_EDGE
+                moved += 1
+            if top >= floor_bps:
+                rows[found], best[found] = i, top
+                found += 1
+        for r in range(BLANK): sums[k + 1, r] = t.sums[k + 1, r]
+        sums[k + 1, R_FEE] -= moved
+        sums[k + 1, R_MIN_EDGE] += moved
+    return found
+
+@inner
+def _net(bid_px, ask_px, fee_buy_bps, fee_sell_bps): # net edge in bps, as `touch` has it
+    return net_edge_bps(bid_px, ask_px, fee_buy_bps, fee_sell_bps) if ask_px > 0 and bid_px > 0 else -np.inf
+
+def look_at(
     tape:Tape,
-    best:np.ndarray,    # (n,) bps, from `classes`
-    min_edge_bps:float,
-)->np.ndarray: # sorted row numbers
-    "Rows that may trade at this minimum, and the first row of each bucket."
-    firsts = np.searchsorted(tape.rows['ts_recv_ns'], tape.ends_ns, side='right')
-    return np.union1d(np.flatnonzero(best >= min_edge_bps), firsts[firsts < len(tape.rows)])
+    fee_mult:float,  # on all fees
+    least_bps:float, # no row needs to be found that shows less
+)->Look:
+    "What is known of the rows of a tape at these fees: which could trade, and why the others could not."
+    t, n, floor = tape.touches, len(tape.rows), min(0., float(least_bps))
+    rows, best, codes, sums = np.empty(n, np.int64), np.empty(n), t.kind.copy(), np.zeros_like(t.sums)
+    found = _look(t, tape.latest, tape.specs, fee_mult, floor, rows, best, codes, sums)
+    return Look(float(fee_mult), floor, tape.firsts, rows[:found], best[:found], codes, sums)
+
+def no_look(
+    tape:Tape,
+)->Look:
+    "Nothing is known, so every row is visited."
+    return Look(0., 0., tape.firsts, np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.uint8), np.zeros((0, BLANK), np.int64))
 
 # %% ../../nbs/research/00_backtest.ipynb #4c18144e
 @dataclass(frozen=True)
@@ -694,16 +805,23 @@ def _ways(universe, latency, latency_ns, jitter, seed): # (venues, 2, draws) of 
     rng = np.random.default_rng([seed, 1])
     return np.ascontiguousarray(np.stack([latency.drawn(name, venues, rng) for name in ('entry_ns', 'response_ns')], axis=1))
 
+@lru_cache(16)
+def _luck(seed): return np.random.default_rng([seed, 2]).random(DRAWS) # only read
+
 def make_world(tape, strategy, universe, params, inventory, ways, costs, prints, seed, room): # a fresh `World`
     slots, assets = len(tape.specs), universe.assets
     charge, tiers, prices = charges(costs, universe)
     latest, marks = np.full(slots, -1, np.int64), np.array([prices.get(a, 0.) for a in assets])
     trades, begins = sorted_prints(prints, slots)
-    return World(tape.rows, tape.next_row, tape.latest, tape.specs.copy(), inventory.copy(), inventory.copy(), universe.empty_board(),
+    specs = tape.specs.copy()
+    for venue, (maker_bps, taker_bps) in first_fees(costs, universe).items():
+        here = specs['venue'] == universe.venues.index(venue)
+        specs['maker_bps'][here], specs['taker_bps'][here] = maker_bps, taker_bps
+    return World(tape.rows, tape.next_row, tape.latest, specs, inventory.copy(), inventory.copy(), universe.empty_board(),
                  np.zeros(MAX_TRADES, OPEN_TRADE), params_array(params, kind=Params), strategy.setup(universe), marks, new_risk(),
                  np.zeros(MAX_INTENTS, INTENT), np.zeros(slots, CONSUMED), latest, latest.copy(), np.zeros(slots, np.int64),
-                 np.zeros(MAX_TRADES, WORK), np.zeros(ORDERS, ORDER), np.zeros(4*room, FILL), np.zeros(room, WORK), np.zeros(16, np.int64),
-                 ways, np.random.default_rng([seed, 2]).random(DRAWS), charge, tiers, np.array([QUEUES[costs.queue]]), trades, begins, begins[:-1].copy(),
+                 np.zeros(MAX_TRADES, WORK), np.zeros(ORDERS, ORDER), np.empty(4*room, FILL), np.empty(room, WORK), np.zeros(16, np.int64),
+                 ways, _luck(seed), charge, tiers, np.array([QUEUES[costs.queue]]), trades, begins, begins[:-1].copy(),
                  np.zeros(slots, np.int64), np.zeros(NOTES, NOTE), np.zeros(1, BOOK))
 
 RUNS = {id(step): _run}
@@ -752,7 +870,7 @@ def backtest(
     prints:np.ndarray|None=None, # (m,) of PRINT, trades of others
     lean_bps=None,         # (slots,) added to the minimum edge where it is sold, taken from it where it is bought; None: nothing
     skip:bool=True,        # False visits every row; the result is the same
-    ready=None,            # (visits, passed), where a sweep has them already
+    ready:Look|None=None,  # from `look_at`, where a sweep has it already
 )->Result:
     "Run the live kernel over a tape and fill its orders honestly."
     strategy = strategy_of(strategy)
@@ -760,17 +878,15 @@ def backtest(
     tape, run, room, costs = prepare(rows, universe, bucket_s), run_of(strategy), 1_024, costs or Costs(fee_in=fee_in)
     if lean_bps is not None: tape = _leaning(tape, lean_bps)
     params, ways, n = strategy.wishes(params), _ways(universe, latency, latency_ns, jitter, seed), len(tape.rows)
-    passed, visits = np.zeros((n + 1, len(REASONS)), np.int64), np.arange(n)
-    if run is _run and not costs.tiers and ready and lean_bps is None: visits, passed = ready
-    elif run is _run and not costs.tiers and skip:
-        best = np.empty(n)
-        classes(tape.rows, tape.latest, tape.specs, params.fee_mult, best, passed)
-        visits = rows_worth_a_look(tape, best, params.min_edge_bps - float(np.ptp(tape.specs['lean_bps'])))
+    knows, least_bps = run is _run and not costs.tiers and (skip or ready is not None), params.min_edge_bps - float(np.ptp(tape.specs['lean_bps']))
+    if not knows: look = no_look(tape)
+    elif ready is not None and ready.fee_mult == params.fee_mult and ready.floor_bps <= least_bps: look = ready
+    else: look = look_at(tape, params.fee_mult, least_bps)
     while True:
         w = make_world(tape, strategy, universe, params, inventory, ways, costs, prints, seed, room)
         equity, funnel = np.zeros(len(tape.ends_ns), EQUITY), np.zeros(len(REASONS), np.int64)
         marks, stock = np.zeros((len(equity), len(universe.assets))), np.zeros((len(equity), len(universe.venues), len(universe.assets)))
-        run(w, params_array(params), visits, passed, tape.ends_ns, equity, marks, stock, funnel)
+        run(w, params_array(params), look, least_bps, tape.ends_ns, equity, marks, stock, funnel)
         if w.count[C_FULL] == 2: raise DataError(f'backtest: found more than {NOTES} fills of resting orders under way at once, wanted a shorter response')
         if not w.count[C_FULL]: break
         room *= 8

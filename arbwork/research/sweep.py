@@ -29,7 +29,7 @@ from ..clock import NS
 from ..decide.contract import BOOK, REASONS, Params, Universe, make_params
 from ..decide.strategies import strategy_of
 from ..market import ConfigError
-from .backtest import Result, backtest, classes, prepare, rows_worth_a_look
+from .backtest import Result, backtest, look_at, prepare
 
 # %% ../../nbs/research/01_sweep.ipynb #000a2bcb
 MOST_SETS = 100_000 # in one sweep
@@ -135,19 +135,11 @@ def _row(k, r, s): # a set's line in the frame
 
 # %% ../../nbs/research/01_sweep.ipynb #68c73b96
 def _results(strategy, tape, universe, sets, how, on_progress=None)->list[Result]: # one after the other
-    built_in, counted, looks, results = strategy_of(strategy) is strategy_of('cross'), {}, {}, []
+    built_in, looks, results = strategy_of(strategy) is strategy_of('cross'), {}, []
+    least_bps = min((p.min_edge_bps for p in sets), default=0.)
     for k, p in enumerate(sets):
-        ready = None
-        if built_in:
-            if p.fee_mult not in counted:
-                best, passed = np.empty(len(tape.rows)), np.zeros((len(tape.rows) + 1, len(REASONS)), np.int64)
-                classes(tape.rows, tape.latest, tape.specs, p.fee_mult, best, passed)
-                counted[p.fee_mult] = best, passed
-            best, passed = counted[p.fee_mult]
-            key = p.fee_mult, p.min_edge_bps
-            if key not in looks: looks[key] = rows_worth_a_look(tape, best, p.min_edge_bps)
-            ready = looks[key], passed
-        results.append(backtest(strategy, tape, universe, p, ready=ready, **how))
+        if built_in and p.fee_mult not in looks: looks[p.fee_mult] = look_at(tape, p.fee_mult, least_bps)
+        results.append(backtest(strategy, tape, universe, p, ready=looks.get(p.fee_mult), **how))
         if on_progress: on_progress(k + 1)
     return results
 

@@ -97,6 +97,7 @@ REFUSED = {
     'too short':             (dict(end='2024-01-01T00:10'), r'10 buckets of 60 s are too few for 4 unseen windows, wanted 16'),
     'a grid of ten million': (dict(grid=dict(min_edge_bps=list(range(100)), slippage_bps=list(range(100)), max_skew_s=list(range(1, 1_001)))), 'found 10,000,000 sets'),
     'a snapshot that is gone': (dict(snapshot='yesterday'), 'yesterday'),
+    'a parameter out of its range': (dict(grid=dict(min_edge_bps=[2, -5_000])), 'min_edge_bps.* found .*-5000.* wanted'),
 }
 
 
@@ -112,3 +113,13 @@ def test_what_cannot_be_studied_is_refused_with_the_cell_marked_and_the_store_as
     assert len(marked) == 1 and not (out.parent/'study.json').exists()
     assert before == (store.snapshots(), [store.span(v, i) for v, i in store.symbols()])
     store.close()
+
+
+def test_a_window_full_of_holes_is_refused_and_the_longest_is_named(folder):
+    world = stress(seed=6, hours=1)
+    venue, rows = next(iter(world.rows.items()))
+    t = rows['ts_recv_ns'] - rows['ts_recv_ns'][0]
+    world.rows[venue] = rows[(t < 900*10**9) | (t > 2_700*10**9)]
+    s = place(folder/'torn', world)
+    with pytest.raises(ArbworkError, match=rf'{venue} BTC-USDT: full of holes, found 50% of the window .* the longest from .* to .*, wanted at most 20%'): study(s, label='torn')
+    assert not (s.root/'study'/'study.json').exists()

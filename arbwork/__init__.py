@@ -43,6 +43,7 @@ Modules:
 - `arbwork.research.placebo`: The same strategy on the same books, with what it knows made false. If it still earns, something else is paying.
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.
 - `arbwork.research.recommend`: What to change next, by how much it would have paid on books that were not used for choosing it.
+- `arbwork.research.recorded`: From a tick store to a study, and from a study to its figures: what the notebooks of all strategies do alike
 - `arbwork.research.report`: A study and a session, as a person reads them: figures that need no network, and words that carry their numbers.
 - `arbwork.research.stages`: From shadow to a little money to all of it, by what sessions show; and back again by itself.
 - `arbwork.research.study`: From a grid to *promote* or *do not, because*: search, weigh, doubt, conclude.

@@ -87,6 +87,7 @@ def placebos(
     delays_s=DELAYS_S,      # of one venue's news
     lags=(1,),              # of all news, in events
     relabel:bool=True,      # False saves compiling another kernel
+    apart:bool=False,       # late news of every slot, each later than the one before: for trades within one venue
     **how,                  # of `backtest`: inventory, latency_ns, fee_in, ...
 )->pd.DataFrame: # placebo, detail, trades, pnl, share: of what the truth earned, NaN where that is not above 0
     "The truth first, then each way of spoiling what the strategy knows."
@@ -95,7 +96,11 @@ def placebos(
         r = backtest(kernel, rows, universe, p, **how)
         lines.append((name, detail, r.funnel['trade'], r.pnl_quote))
     run('truth', '', rows, params)
-    for venue in universe.venues:
+    for s in delays_s if apart else ():
+        late = rows
+        for k in range(1, len(universe.listings)): late = delayed(late, [k], k*s)
+        run('late news', f'each slot {s:g} s', late, unaware(params, s*(len(universe.listings) - 1)))
+    for venue in () if apart else universe.venues:
         slots = [k for k, x in enumerate(universe.listings) if x.venue == venue]
         for s in delays_s: run('late news', f'{venue} {s:g} s', delayed(rows, slots, s), unaware(params, s))
     for n in lags: run('lag', f'{n} event' + 's'*(n > 1), lagged(rows, n), unaware(params, float(np.max(np.diff(rows['ts_recv_ns']), initial=0))*n/NS))

@@ -88,6 +88,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     promoted:bool = False
     recommendation:list[str] = []
     manifest:str = ''           # file name, when promoted
+    extra:dict[str, float] = {} # name to value of what the strategy adds to the parameters
 
 # %% ../../nbs/research/03_promote.ipynb #72a158d8
 FIGURES = dict(min_trades='trades', min_dsr='dsr', max_pbo='pbo', max_oos_loss='oos_loss', min_oos_sharpe='oos_sharpe', max_suspect_share='suspect_share',
@@ -204,6 +205,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     parent:str = ''             # id of the manifest that was raised to this stage
     evidence:list[SessionFacts] = [] # the sessions it was raised for
     override:str = ''           # why it was promoted although a gate said no
+    extra:dict[str, float] = {} # name to value of what the strategy adds to the parameters
     key_id:str = ''
     signature:str = ''          # Ed25519 over everything else, base64
 
@@ -238,7 +240,7 @@ def manifest_of(
     if study.stage in STAGES[3:] and not override:
         raise ConfigError(f'study {study.scenario}: found stage {study.stage!r}, wanted one of {", ".join(STAGES[:3])}; further up it takes sessions, `arbwork promote --stage`')
     about = {} if origin is None else msgspec.structs.asdict(origin)
-    same = {f: getattr(study, f) for f in ('strategy', 'params', 'kernel_hash', 'snapshot', 'window', 'seed', 'trials', 'gates', 'latency_ms',
+    same = {f: getattr(study, f) for f in ('strategy', 'params', 'extra', 'kernel_hash', 'snapshot', 'window', 'seed', 'trials', 'gates', 'latency_ms',
                                            'universe', 'oos_sharpe', 'stage')}
     return Manifest(**same, **about, figures=figures_of(study), version=version, commit=commit, override=override, created_ns=created_ns, expires_ns=created_ns + int(days*86_400)*NS)
 

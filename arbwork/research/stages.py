@@ -44,7 +44,7 @@ def take_up(
     now_ns:int,    # wall time
 )->Command:
     "The command by which a session takes up a manifest."
-    return Command(f'manifest-{manifest.id}-{n}', 'set_params', msgspec.structs.asdict(params), f'manifest {manifest.id}', now_ns)
+    return Command(f'manifest-{manifest.id}-{n}', 'set_params', msgspec.structs.asdict(params) | manifest.extra, f'manifest {manifest.id}', now_ns)
 
 def stretches(
     start:SessionStart,

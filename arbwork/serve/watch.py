@@ -116,7 +116,8 @@ async def compare(self:Watchdog, said:Status):
     again, _ = self.wire.said()
     if later is None or later.offset != entry.offset or again is None or again.open_trades or again.trades != said.trades: return
     for v in ours.differs: found.pop(v, None) # the bot knows it, and trades there no more
-    self.differing = [f'{v} {a}: the venue holds {found[v].get(a, 0)}, the ledger {x}' for v in found for a, x in ours.wallet[v].items() if found[v].get(a, 0) != x]
+    self.differing = [f'{v} {a}: the venue holds {found[v].get(a, 0)}, the ledger {x}' for v in found for a, x in ours.wallet[v].items()
+                      if abs(found[v].get(a, 0) - x) > ours.slack.get(v, {}).get(a, 0)]
     self.looks = self.looks + 1 if self.differing else 0
 
 # %% ../../nbs/serve/06_watch.ipynb #b46f7c13

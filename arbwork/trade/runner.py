@@ -187,7 +187,7 @@ def say(self:Runner):
 def _say_wallet(self:Runner, now_ns:int):
     "What each venue should hold, said when it has changed: so that another process can compare without reading the session again."
     now = Wallet(self.session, self.core.ledger.fills, {v: {a: x for a, x in w.items() if a in self.core.assets} for v, w in self.core.ledger.wallet.items()},
-                 sorted(v for v, x in self.core.blocked.items() if 'balance' in x))
+                 sorted(v for v, x in self.core.blocked.items() if 'balance' in x), self.core.ledger.slack())
     if now == self._wallet: return
     self.journal.append('wallet', 'wallet', encode(now), ts_ns=now_ns)
     self._wallet = now
@@ -270,6 +270,7 @@ class Wallet(msgspec.Struct, frozen=True):
     fills:int                            # booked so far
     wallet:dict[str, dict[str, Decimal]] # venue to asset to amount
     differs:list[str] = []               # venues at which this is known to be wrong: they are not traded
+    slack:dict[str, dict[str, Decimal]] = {} # venue to asset to what rounding may have made of it; not named: nothing
 
 @patch
 def stood_still(self:Runner)->bool:

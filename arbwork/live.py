@@ -102,7 +102,10 @@ def permitted(
     keys = public_keys(trusted)
     before = max((d.ts_ns for d in history(settings.promoted, strategy)), default=0)
     if before > now_ns + CLOCK_NS: raise ConfigError(f'{settings.promoted}: the clock says {utc(now_ns)}, but {strategy} was promoted or taken back at {utc(before)}; set the clock')
-    try: return verify(manifest, keys, kernel, now_ns, mode, demotion(settings.promoted, manifest))
+    try:
+        found = verify(manifest, keys, kernel, now_ns, mode, demotion(settings.promoted, manifest))
+        strategy_of(strategy).wishes(found.params, **found.extra)
+        return found
     except ConfigError as e:
         where = f' of {trusted}' if manifest.signature and manifest.key_id not in keys else ''
         raise ConfigError(f'{settings.promoted/f"{strategy}.json"}: {e}{where}') from e
@@ -230,7 +233,7 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, capped(manifest.params, stage, desk.settings.ladder), desk.universe,
                         inventory, now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
-                        max([5., *map(window_s, desk.links.values())]), desk.settings.limits)
+                        max([5., *map(window_s, desk.links.values())]), desk.settings.limits, manifest.extra)
 
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."

@@ -26,6 +26,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -396,13 +397,16 @@ def execute_notebook(
     "Run a notebook with papermill; a cell that fails raises its own error, if it is one of ours, with where to look."
     if not source.exists(): raise ConfigError(f'{source}: not found; there are {", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))}')
     import papermill
+    from traitlets.config import Config
     known = papermill.inspect_notebook(source)
     if odd := sorted(set(parameters) - set(known)): raise ConfigError(f'{source.name}: parameter {odd[0]}: unknown, wanted one of {", ".join(known)}')
     output.parent.mkdir(parents=True, exist_ok=True)
     say.print(f'{what} ...', markup=False)
     start = time.monotonic()
-    try: papermill.execute_notebook(source, output, parameters, cwd=source.parent, progress_bar=say.is_terminal, log_output=False,
-                                        extra_arguments=['--IPKernelApp.log_level=ERROR'])
+    try:
+        with tempfile.TemporaryDirectory(prefix='arbwork-') as folder:
+            papermill.execute_notebook(source, output, parameters, cwd=source.parent, progress_bar=say.is_terminal, log_output=False,
+                                       config=Config(KernelManager=dict(transport='ipc', ip=f'{folder}/k')), extra_arguments=['--IPKernelApp.log_level=ERROR'])
     except papermill.PapermillExecutionError as e:
         kind = {x.__name__: x for x in (ConfigError, DataError)}.get(e.ename, ArbworkError)
         raise kind(f'{source.name}: cell {e.exec_count} failed: {e.ename}: {e.evalue}; the executed copy is {output}') from None

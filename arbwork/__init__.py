@@ -10,6 +10,7 @@ Modules:
 - `arbwork.decide.cycle`: Three or four conversions that end with more of the money they began with, within a venue or across several.
 - `arbwork.decide.edge`: What is left after both legs pay their fees, at the touch and through the depth.
 - `arbwork.decide.fill`: What an order gets from a book that others, and we ourselves, have already eaten from.
+- `arbwork.decide.maker`: Rest at one venue at a price that the other venue already pays, and hedge there as it fills
 - `arbwork.decide.risk`: What may be done at all, and when it all stops.
 - `arbwork.decide.step`: From a new row to a decision that may be sent, and from a trade that went wrong to the orders that mend it.
 - `arbwork.decide.strategies`: The ones that come along, and how to bring your own without touching the package.

@@ -258,6 +258,7 @@ class Core:
         start:SessionStart,
     ):
         self.start, self.universe, self.strategy = start, start.universe, strategy_of(start.strategy)
+        if self.strategy.rests: raise ConfigError(f'strategy {self.strategy.name}: its orders rest at a venue, wanted one whose orders take; a session sends no other yet, a backtest does')
         u, self.params = self.universe, self.strategy.wishes(start.params, **start.wishes)
         self.venues, self.assets, self.listings = u.venues, u.assets, u.listings
         self.specs, self.board, self.rows = u.specs(), u.empty_board(), np.zeros(1, BOOK)

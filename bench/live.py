@@ -2,7 +2,8 @@
 
 `arbwork.live` runs as a process with everything on: signed manifest, risk checks, journal, intents durable before their bytes leave. Two venues in Binance's words write a
 frame that opens an edge and note when; they note again when the bytes of the first order have been read. The ccxt.pro loop is what its examples show: `watch_bids_asks` on two
-venues, a comparison, `create_order_ws` on both. The venues are in this process; each receiver is in a process of its own; their ticks take turns.
+venues, a comparison, `create_order_ws` on both. The venues are in this process; each receiver is in a process of its own; their ticks take turns. A second bot has its journal
+in memory, which shows what of the time is the disk's; and a bare sync of as many bytes on that disk takes its turn with them.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ import msgspec
 
 TICKS, PAUSE_S = 200, 0.04
 VENUES = 'binance', 'twin'
+MEMORY, SYNC, SYNCED = Path('/dev/shm'), 'a bare sync of the disk', 12*1024
 DEAR, CHEAP = Decimal('27.10'), Decimal('27.00')
 
 
@@ -202,15 +204,17 @@ class Race:
 
     def __init__(self, seconds: float = 900.):
         import uvloop
-        self.loop, self.folder = uvloop.new_event_loop(), tempfile.TemporaryDirectory(prefix='bench-live-')
+        self.loop, self.folders = uvloop.new_event_loop(), {'arbwork': tempfile.TemporaryDirectory(prefix='bench-live-')}
+        if MEMORY.is_dir(): self.folders['arbwork, journal in memory'] = tempfile.TemporaryDirectory(prefix='bench-live-', dir=MEMORY)
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.missed = dict.fromkeys(('arbwork', 'ccxt.pro'), 0)
-        self.venues = {who: [self.call(Venue(name).open()) for name in VENUES] for who in ('arbwork', 'ccxt.pro')}
-        ports = {who: [v.port for v in some] for who, some in self.venues.items()}
-        env, root = furnish(Path(self.folder.name), ports['arbwork']), Path(__file__).parents[1]
-        self.log = open(Path(self.folder.name)/'log', 'wb')
-        self.children = [subprocess.Popen([sys.executable, '-m', 'bench.live', 'live', self.folder.name, str(seconds)], env=env, cwd=root, stdout=self.log, stderr=self.log),
-                         subprocess.Popen([sys.executable, '-m', 'bench.live', 'ccxt', *map(str, ports['ccxt.pro'])], cwd=root, stdout=self.log, stderr=self.log)]
+        self.missed = dict.fromkeys(('ccxt.pro', *self.folders), 0)
+        self.venues = {who: [self.call(Venue(name).open()) for name in VENUES] for who in self.missed}
+        ports, root, here = {who: [v.port for v in some] for who, some in self.venues.items()}, Path(__file__).parents[1], Path(self.folders['arbwork'].name)
+        self.log, self.disk = open(here/'log', 'wb'), os.open(here/'synced', os.O_RDWR | os.O_CREAT)
+        os.pwrite(self.disk, bytes(64*SYNCED), 0)
+        self.children = [subprocess.Popen([sys.executable, '-m', 'bench.live', 'live', x.name, str(seconds)], env=furnish(Path(x.name), ports[who]), cwd=root, stdout=self.log, stderr=self.log)
+                         for who, x in self.folders.items()]
+        self.children.append(subprocess.Popen([sys.executable, '-m', 'bench.live', 'ccxt', *map(str, ports['ccxt.pro'])], cwd=root, stdout=self.log, stderr=self.log))
 
     def words(self) -> str:
         with open(self.log.name, errors='replace') as f: return f.read()[-2_000:]
@@ -247,24 +251,31 @@ class Race:
         return took
 
     async def take(self, n: int) -> dict[str, list[float]]:
-        out = {who: [] for who in self.venues}
+        out = {who: [] for who in (*self.venues, SYNC)}
         for k in range(n + 5):
             for who in out:
-                took = await self.tick(who)
+                took = await (self.tick(who) if who in self.venues else asyncio.to_thread(self.sync, k))
                 if k >= 5: out[who].append(took)
         return out
+
+    def sync(self, k: int) -> float:  # seconds
+        began = time.perf_counter()
+        os.pwrite(self.disk, bytes([k & 255])*SYNCED, k%64*SYNCED)
+        os.fdatasync(self.disk)
+        return time.perf_counter() - began
 
     def close(self):
         for c in self.children: c.terminate()
         for c in self.children: c.wait()
         self.log.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.folder.cleanup()
+        os.close(self.disk)
+        for x in self.folders.values(): x.cleanup()
 
 
 @contextmanager
 def tick_to_order():
-    "From a frame that opens an edge to the bytes of the first order: the whole product with durable intents, and a stock ccxt.pro loop; the baseline is that loop."
+    "From a frame that opens an edge to the bytes of the first order: the whole product with durable intents, on disk and in memory, and a stock ccxt.pro loop; the baseline is that loop."
     race, n = Race(), 20 if os.environ.get('BENCH_QUICK') else TICKS
     try:
         race.call(race.ready())
@@ -273,7 +284,7 @@ def tick_to_order():
         def lane(who):
             if who == 'ccxt.pro': found.update(race.call(race.take(n//5)))
             return statistics.median(found[who])
-        yield {who: (lambda who=who: lane(who), 1) for who in ('ccxt.pro', 'arbwork')}, 'ms', 1e3, 'ccxt.pro', 5
+        yield {who: (lambda who=who: lane(who), 1) for who in (*race.venues, SYNC)}, 'ms', 1e3, 'ccxt.pro', 5
         if any(race.missed.values()): print(f'ticks made again: {race.missed}', file=sys.stderr)
     finally: race.close()
 

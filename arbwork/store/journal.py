@@ -8,9 +8,9 @@ last one it has dealt with. The store behind it is chosen by address: `sqlite://
 
 # %% auto #0
 __all__ = ['LEASE_S', 'PUT', 'ROWS', 'ACK', 'PRUNE', 'SYNC', 'MERGED_BYTES', 'LINGER_S', 'BATCH', 'WAITING', 'SCHEMA',
-           'CHECKPOINT', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'FIELDS', 'STREAMS', 'SCHEMES', 'SHAPES', 'Claim',
-           'steady_s', 'Lease', 'Entry', 'rows_of', 'Ticket', 'merged', 'Journal', 'QueuedJournal', 'SqliteJournal',
-           'without_secret', 'Server', 'server_at', 'open_journal']
+           'CHECKPOINT', 'COMMIT', 'ROOM', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'FIELDS', 'STREAMS', 'SCHEMES',
+           'SHAPES', 'Claim', 'steady_s', 'Lease', 'Entry', 'rows_of', 'Ticket', 'merged', 'Journal', 'QueuedJournal',
+           'SqliteJournal', 'without_secret', 'Server', 'server_at', 'open_journal']
 
 # %% ../../nbs/store/00_journal.ipynb #f2d00288
 import asyncio
@@ -136,11 +136,15 @@ def rows_of(
 # %% ../../nbs/store/00_journal.ipynb #7828f76f
 class Ticket:
     "What `append` promises: `offset` once it is kept, or `error`."
-    __slots__ = ('offset', 'duplicate', 'error', 'settled', '_journal', '_gate', '_waiters')
+    __slots__ = ('offset', 'duplicate', 'error', 'settled', '_journal', '_gate', '_waiters', '_early')
     def __init__(self, journal):
         self.offset, self.duplicate, self.error, self.settled = 0, False, None, False
-        self._journal, self._gate, self._waiters = journal, threading.Lock(), ()
+        self._journal, self._gate, self._waiters, self._early = journal, threading.Lock(), (), None
         self._gate.acquire()
+
+    def meanwhile(self, what):
+        "Have `what` called in this event loop while the store waits for its disk; it may never be, and it means nothing yet."
+        self._early = asyncio.get_running_loop(), what
 
     def _outcome(self)->int:
         if self.error: raise DataError(self.error)
@@ -233,6 +237,7 @@ class Journal(Protocol):
     def ack(self, consumer:str, stream:str, offset:int)->Ticket: "Remember that `consumer` has dealt with all up to `offset`."
     def prune(self, stream:str, before_offset:int)->int: "Drop entries below an offset; gives their number."
     def lease(self, name:str, ttl_s:float=LEASE_S, claim:Claim|None=None)->Lease: "The sole right to something on all machines; what it loses it may not append."
+    def make_room(self)->None: "Make the place that coming entries will take, where that makes keeping them faster."
     def flush(self)->None: "Return when all that was appended so far is kept."
     def sync(self)->None: "Like `flush`, and kept against loss of power too."
     def close(self)->None: "Write what waits, then let go."
@@ -258,6 +263,7 @@ class QueuedJournal:
 
     def _keep(self, items:list, durable:bool)->None: "Store merged items in order and fill in the offsets of their tickets."
     def _let_go(self)->None: "Close connections, after all has been written."
+    def make_room(self)->None: "Make the place that coming entries will take, where that makes keeping them faster."
     def _lend(self, name:str, who:str, machine:str, ttl_s:float)->tuple: "A mark of the grant that is not 0; or 0, who has it, and for how many seconds."
     def _prolong(self, name:str, mark, ttl_s:float)->bool: "Renew a grant; False when there is a later one."
     def _give_back(self, name:str, mark)->None: "End a grant."
@@ -409,6 +415,8 @@ create table if not exists position(consumer text, stream text, offset integer n
 create table if not exists meta(name text primary key, value text not null) without rowid;
 '''
 CHECKPOINT = 8*1024*1024 # bytes written between two checkpoints of the log
+COMMIT     = 16*1024     # bytes of the log that a transaction takes besides its entries: the pages of table, index and sequence that it touches
+ROOM       = 12*1024*1024 # bytes of the log that `make_room` makes
 BUSY_S     = 30.         # another process may hold the file this long
 
 # %% ../../nbs/store/00_journal.ipynb #fa6e3a9c
@@ -520,6 +528,7 @@ def _keep(self:SqliteJournal, items:list, durable:bool):
             if x.op == PUT: self._put_keyed(x)
             else: self._do(x)
         self._put_plain(plain)
+        if durable: _use_the_time(items)
         self._db.execute('commit')
     except (sqlite3.Error, OSError, OverflowError, TypeError, ValueError) as e:
         if self._db.in_transaction: self._db.rollback()
@@ -529,7 +538,7 @@ def _keep(self:SqliteJournal, items:list, durable:bool):
 def _commit(self:SqliteJournal, batch:list):
     "Keep a batch, tell those who wait, and only then let the log be copied into the file."
     QueuedJournal._commit(self, batch)
-    self._written += sum(len(x.body) for x in batch) + 64*len(batch)
+    self._written += COMMIT + sum(len(x.body) for x in batch) + 64*len(batch)
     if self._written > CHECKPOINT:
         self._written = 0
         self._db.execute('pragma wal_checkpoint(passive)')
@@ -538,6 +547,31 @@ def _commit(self:SqliteJournal, batch:list):
 def _let_go(self:SqliteJournal):
     with self._reading:
         for db in (self._db, self._reader): db.close()
+
+# %% ../../nbs/store/00_journal.ipynb #30097f0c
+@patch
+def make_room(self:SqliteJournal)->None:
+    "Fill the log with zeros as far as it will grow, so that a sync need not lengthen the file."
+    log, db = self.path.with_name(f'{self.path.name}-wal'), self._connect(BUSY_S)
+    try:
+        db.execute('begin immediate')
+        with open(log, 'r+b') as f:
+            f.seek(0, os.SEEK_END)
+            for at in range(f.tell(), ROOM, 2**20): f.write(bytes(min(2**20, ROOM - at)))
+            f.flush()
+            os.fsync(f.fileno())
+    except (sqlite3.Error, OSError): return # it is only slower without
+    finally:
+        if db.in_transaction: db.rollback()
+        db.close()
+
+def _use_the_time(items:list):
+    "Wake those who want to do something while the disk works."
+    for x in items:
+        if x.ticket is None or x.ticket._early is None: continue
+        loop, what = x.ticket._early
+        try: loop.call_soon_threadsafe(what)
+        except RuntimeError: continue # its loop is closed
 
 # %% ../../nbs/store/00_journal.ipynb #10163cd9
 @patch

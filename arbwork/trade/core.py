@@ -377,7 +377,7 @@ def _begin(self:Core, now_ns:int, intents:np.ndarray):
     x['slot'][:legs], x['side'][:legs], x['qty'][:legs], x['px'][:legs] = t.slots, t.sides, t.wanted, intents['ref_px']
     self.all_trades[t.id] = self.open[t.id] = t
     for (place, _), x in zip(places, intents): self._place(t, place, float(x['ref_px']), now_ns)
-    self._after(t, now_ns)
+    self._inventory() # there is no news yet, only money that is held back
 
 @patch
 def _order(self:Core, t:TradeState, leg:int, attempt:int, slot:int, side:int, qty, limit_px, why:str)->tuple[Place, str]:

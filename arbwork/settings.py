@@ -15,6 +15,7 @@ __all__ = ['SINGLE_LEG', 'MAX_TRADES', 'RANGES', 'LIMIT_RANGES', 'GATES', 'KEYS'
 import configparser
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -68,13 +69,16 @@ def check_params(
         raise ConfigError(f'parameter single_leg: found {params.single_leg!r}, wanted one of {", ".join(SINGLE_LEG)}')
     return params
 
+@cache
+def _types(kind): return {f.name: f.type for f in msgspec.structs.fields(kind)} # of the figures of a kind of parameters
+
 def make_params(
     values:dict, # name to number or text
     base:Params=Params(), # what is not named stays as here
 )->Params:
     "Parameters from names and values; an unknown name or a wrong type is refused by name."
     kind = type(base)
-    unknown, types = sorted(set(values) - set(kind.__struct_fields__)), {f.name: f.type for f in msgspec.structs.fields(kind)}
+    unknown, types = sorted(set(values) - set(kind.__struct_fields__)), _types(kind)
     if unknown: raise ConfigError(f'parameter {unknown[0]}: unknown, wanted one of {", ".join(kind.__struct_fields__)}')
     for name, x in values.items():
         try: msgspec.convert(x, types[name], strict=False)

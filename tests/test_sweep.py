@@ -69,3 +69,16 @@ def test_grids_that_cannot_be_meant(world):
     with pytest.raises(ConfigError, match='min_edge_bps'): combinations(dict(min_edge_bps=[1e9]))
     with pytest.raises(ConfigError, match='not among the values tried'): finer(dict(min_edge_bps=[2., 4.]), make_params(dict(min_edge_bps=3.)))
     assert finer(dict(min_edge_bps=[2., 4., 9.]), make_params(dict(min_edge_bps=9.))) == dict(min_edge_bps=[6.5, 9.])
+
+
+def test_a_portfolio_knows_its_sets_by_name_also_where_two_are_alike(world):
+    from arbwork.settings import Params
+    tape = prepare(world.tape(), world.universe)
+    swept = sweep('cross', tape, world.universe, dict(min_edge_bps=[2., 8.], slippage_bps=[5., 20.]), **how(world))
+    profit = swept.portfolio.total_profit()
+    assert profit.index.names == ['min_edge_bps', 'slippage_bps'] and profit.index.tolist() == [(2., 5.), (2., 20.), (8., 5.), (8., 20.)]
+    np.testing.assert_allclose(profit, [r.pnl_quote for r in swept.results], atol=1e-6)
+    assert swept.portfolio[(8., 5.)].total_profit() == pytest.approx(profit.iloc[2]) and swept.portfolio.sharpe_ratio().index.equals(profit.index)
+    twice = sweep('cross', tape, world.universe, [Params(min_edge_bps=2.), Params(min_edge_bps=2., max_notional=300.), Params(min_edge_bps=2.)], names=('min_edge_bps', 'slippage_bps'), **how(world))
+    np.testing.assert_allclose(twice.portfolio.total_profit(), [r.pnl_quote for r in twice.results], rtol=1e-6)
+    assert len({r.pnl_quote for r in twice.results}) == 2

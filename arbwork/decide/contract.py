@@ -18,6 +18,8 @@ __all__ = ['SPEC', 'MAX_LEGS', 'TAKE', 'REST', 'HEDGE', 'REPLACE', 'CANCEL_REST'
            'PROCEED', 'PARAMS', 'params_dtype', 'params_array', 'Universe']
 
 # %% ../../nbs/decide/00_contract.ipynb #6b0aad37
+from functools import cache
+
 import msgspec
 import numpy as np
 
@@ -85,6 +87,7 @@ REASONS = (
 # %% ../../nbs/decide/00_contract.ipynb #26188a69
 CANCEL, REVERSE, PROCEED = range(len(SINGLE_LEG))
 
+@cache
 def params_dtype(
     kind:type=Params, # `Params`, or what a strategy adds to it
 )->np.dtype: # a field for each of its own
@@ -99,10 +102,8 @@ def params_array(
 )->np.ndarray: # (n,) of `params_dtype`, one row each
     "Parameters as rows a kernel can read; `single_leg` becomes its index."
     rows = np.zeros(len(params), params_dtype(kind or (type(params[0]) if params else Params)))
-    for row, p in zip(rows, params):
-        for name in rows.dtype.names:
-            x = getattr(p, name)
-            row[name] = SINGLE_LEG.index(x) if name == 'single_leg' else x
+    for k, p in enumerate(params):
+        rows[k] = tuple(SINGLE_LEG.index(p.single_leg) if name == 'single_leg' else getattr(p, name) for name in rows.dtype.names)
     return rows
 
 # %% ../../nbs/decide/00_contract.ipynb #003f1735

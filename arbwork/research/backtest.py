@@ -541,9 +541,7 @@ def _end_quotes(w, now_ns): # nothing rests any longer than risk allows
             _withdraw(w, k, now_ns)
 
 @inner
-def _bucket(w, b, ends_ns, equity, marks, stock, last): # close bucket b
-    if last and w.count[C_RESTS] + w.count[C_ORDERS]: _end_quotes(w, w.tape[w.tape.shape[0] - 1].ts_recv_ns)
-    _settle(w, END_NS if last else ends_ns[b])
+def _bucket(w, b, ends_ns, equity, marks, stock): # close bucket b, where all is settled that was due
     mark(ends_ns[b], w.board, w.specs, w.start, w.inventory, w.marks, w.params, w.risk)
     r = w.risk[0]
     equity[b].ts_ns, equity[b].equity, equity[b].pnl, equity[b].exposure = ends_ns[b], r.equity, r.pnl, r.exposure
@@ -578,7 +576,9 @@ def _run(
             i = j
             if i == n: break
         now_ns, s = rows[i].ts_recv_ns, rows[i].slot
-        while now_ns > ends_ns[b]: b = _bucket(w, b, ends_ns, equity, marks, stock, np.int64(0))
+        while now_ns > ends_ns[b]:
+            _settle(w, ends_ns[b])
+            b = _bucket(w, b, ends_ns, equity, marks, stock)
         if count[C_ORDERS] or count[C_WAITS]: _settle(w, now_ns)
         if count[C_WAITS] or consumed[s].n[0] or consumed[s].n[1]: eaten = _receive(w, i, now_ns)
         else:
@@ -592,7 +592,11 @@ def _run(
             if not begins or _open(w, i, now_ns, code): funnel[R_QUOTE] += 1
         if count[C_RESTS] and risk[0].state != ACTIVE: _end_quotes(w, now_ns)
         i += 1
-    while b < ends_ns.shape[0]: b = _bucket(w, b, ends_ns, equity, marks, stock, np.int64(b == ends_ns.shape[0] - 1))
+    while b < ends_ns.shape[0]:
+        last = b == ends_ns.shape[0] - 1
+        if last and count[C_RESTS] + count[C_ORDERS]: _end_quotes(w, rows[n - 1].ts_recv_ns)
+        _settle(w, END_NS if last else ends_ns[b])
+        b = _bucket(w, b, ends_ns, equity, marks, stock)
 
 # %% ../../nbs/research/00_backtest.ipynb #113af567
 @dataclass(frozen=True)
@@ -630,19 +634,12 @@ def _unsound(rows, slots): # first row that cannot be right, -1 when all can
     return -1
 
 # %% ../../nbs/research/00_backtest.ipynb #7cb2e057
-Touches = namedtuple('Touches', 'pairs of_slot slot bid ask kind peak sums')
+Touches = namedtuple('Touches', 'pairs slot bid ask kind peak sums')
 BLANK = R_INVALID + 1 # reasons that a row can have by its best prices alone
 
-def _pairs_of(specs): # (pairs, 2) slot bought at, slot sold at; (slots, most) the pairs of each slot, -1 for none
-    pairs = np.array([(b, s) for b in range(len(specs)) for s in range(len(specs)) if b != s and specs['base'][b] == specs['base'][s]], np.int64).reshape(-1, 2)
-    of = [np.flatnonzero((pairs == s).any(axis=1)) for s in range(len(specs))]
-    of_slot = np.full((len(specs), max(map(len, of)) + 1), -1, np.int64)
-    for row, own in zip(of_slot, of): row[:len(own)] = own
-    return pairs, of_slot
-
 @jit
-def _touch(t, rows)->None: # fills the columns
-    pairs, slots, invalid, gross = t.pairs, t.of_slot.shape[0], 0, 0
+def _touch(t, rows, slots)->None: # fills the columns
+    pairs, invalid, gross = t.pairs, 0, 0
     bid, ask, state = np.zeros(slots), np.zeros(slots), np.full(slots, EMPTY)
     why, ratio = np.zeros(pairs.shape[0], np.int64), np.zeros(pairs.shape[0])
     for i in range(rows.shape[0]):
@@ -650,10 +647,9 @@ def _touch(t, rows)->None: # fills the columns
         state[s], bid[s], ask[s] = rows[i].state, 0., 0.
         if state[s] != EMPTY: bid[s], ask[s] = rows[i].bid_px[0], rows[i].ask_px[0]
         t.slot[i], t.bid[i], t.ask[i] = s, bid[s], ask[s]
-        q = 0
-        while t.of_slot[s, q] >= 0:
-            p = t.of_slot[s, q]
+        for p in range(pairs.shape[0]):
             b, z, was = pairs[p, 0], pairs[p, 1], why[p]
+            if b != s and z != s: continue
             if ask[b] > 0 and bid[z] > 0: ratio[p], why[p] = bid[z]/ask[b], R_FEE if bid[z] > ask[b] else R_NONE
             else:
                 told = state[b] != EMPTY and state[z] != EMPTY
@@ -661,9 +657,7 @@ def _touch(t, rows)->None: # fills the columns
             gross += (why[p] == R_FEE) - (was == R_FEE)
             invalid += (why[p] == R_INVALID) - (was == R_INVALID)
             if ratio[p] > t.peak[k, p]: t.peak[k, p] = ratio[p]
-            q += 1
-        if i%BLOCK == 0:
-            t.peak[k], t.sums[k + 1] = ratio, t.sums[k]
+        if i%BLOCK == 0: t.peak[k], t.sums[k + 1] = ratio, t.sums[k]
         t.kind[i] = R_INVALID if invalid else R_FEE if gross else R_NONE
         t.sums[k + 1, t.kind[i]] += 1
 
@@ -672,9 +666,10 @@ def touches(
     specs:np.ndarray, # (slots,) of SPEC
 )->Touches:
     "What the rows say whatever the fees are."
-    n, blocks, (pairs, of_slot) = len(rows), -(-len(rows)//BLOCK), _pairs_of(specs)
-    t = Touches(pairs, of_slot, np.empty(n, np.uint16), np.empty(n), np.empty(n), np.empty(n, np.uint8), np.zeros((blocks, len(pairs))), np.zeros((blocks + 1, BLANK), np.int64))
-    _touch(t, rows)
+    n, blocks = len(rows), -(-len(rows)//BLOCK)
+    pairs = np.array([(b, s) for b in range(len(specs)) for s in range(len(specs)) if b != s and specs['base'][b] == specs['base'][s]], np.int64).reshape(-1, 2) # bought at, sold at
+    t = Touches(pairs, np.empty(n, np.uint16), np.empty(n), np.empty(n), np.empty(n, np.uint8), np.zeros((blocks, len(pairs))), np.zeros((blocks + 1, BLANK), np.int64))
+    _touch(t, rows, len(specs))
     return t
 
 # %% ../../nbs/research/00_backtest.ipynb #fba205f8
@@ -701,33 +696,25 @@ def prepare(
     return Tape(tape, specs, next_row, latest, ends, np.searchsorted(tape['ts_recv_ns'], ends, side='right'), touches(tape, specs))
 
 # %% ../../nbs/research/00_backtest.ipynb #e6dd57e6
-@inner
-def _bound_bps(peak, fee_buy_bps, fee_sell_bps): # no net edge of a pair whose bid over ask is at most `peak` is above this
-    keep, paid = 1 - fee_sell_bps/1e4, 1 + fee_buy_bps/1e4
-    return (peak*max(keep, 0.) - paid + 1e-9*(peak*abs(keep) + abs(paid)))*1e4
-
 @jit
 def _look(t, latest, specs, fee_mult, floor_bps, rows, best, codes, sums): # fills the last four; how many rows and edges it found
-    pairs, slots, n, found, moved = t.pairs, t.of_slot.shape[0], t.kind.shape[0], 0, 0
+    pairs, slots, n, found, moved = t.pairs, specs.shape[0], t.kind.shape[0], 0, 0
     bid, ask, net, fee = np.zeros(slots), np.zeros(slots), np.empty(pairs.shape[0]), specs.taker_bps*fee_mult
     for k in range(t.peak.shape[0]):
-        near = False
-        for p in range(pairs.shape[0]): near |= not _bound_bps(t.peak[k, p], fee[pairs[p, 0]], fee[pairs[p, 1]]) < floor_bps
-        first = k*BLOCK
+        first, near = k*BLOCK, False
+        for p in range(pairs.shape[0]): # no net edge of the pair is above this
+            keep, paid = 1 - fee[pairs[p, 1]]/1e4, 1 + fee[pairs[p, 0]]/1e4
+            near |= not (t.peak[k, p]*max(keep, 0.) - paid + 1e-9*(t.peak[k, p]*abs(keep) + abs(paid)))*1e4 < floor_bps
         for i in range(first, min(n, first + BLOCK) if near else first):
-            s, q, top, gains = t.slot[i], 0, -np.inf, False
+            s, top, gains = t.slot[i], -np.inf, False
+            bid[s], ask[s] = t.bid[i], t.ask[i]
             if i == first:
                 for z in range(slots): bid[z], ask[z] = (t.bid[latest[i, z]], t.ask[latest[i, z]]) if latest[i, z] >= 0 else (0., 0.)
-                for p in range(pairs.shape[0]): net[p] = _net(bid[pairs[p, 1]], ask[pairs[p, 0]], fee[pairs[p, 0]], fee[pairs[p, 1]])
-            else:
-                bid[s], ask[s] = t.bid[i], t.ask[i]
-                while t.of_slot[s, q] >= 0:
-                    p = t.of_slot[s, q]
-                    net[p] = _net(bid[pairs[p, 1]], ask[pairs[p, 0]], fee[pairs[p, 0]], fee[pairs[p, 1]])
-                    q += 1
             for p in range(pairs.shape[0]):
+                b, z = pairs[p, 0], pairs[p, 1]
+                if i == first or b == s or z == s: net[p] = net_edge_bps(bid[z], ask[b], fee[b], fee[z]) if ask[b] > 0 and bid[z] > 0 else -np.inf
                 if net[p] > top: top = net[p]
-                if net[p] > 0 and bid[pairs[p, 1]] > ask[pairs[p, 0]]: gains = True
+                if net[p] > 0 and bid[z] > ask[b]: gains = True
             if gains and t.kind[i] == R_FEE:
                 codes[i] = R_MIN_EDGE
                 moved += 1
@@ -738,10 +725,6 @@ def _look(t, latest, specs, fee_mult, floor_bps, rows, best, codes, sums): # fil
         sums[k + 1, R_FEE] -= moved
         sums[k + 1, R_MIN_EDGE] += moved
     return found
-
-@inner
-def _net(bid_px, ask_px, fee_buy_bps, fee_sell_bps): # net edge in bps, as `touch` has it
-    return net_edge_bps(bid_px, ask_px, fee_buy_bps, fee_sell_bps) if ask_px > 0 and bid_px > 0 else -np.inf
 
 def look_at(
     tape:Tape,
@@ -795,13 +778,16 @@ def inventory_of(
     return inventory
 
 # %% ../../nbs/research/00_backtest.ipynb #5061652f
+@lru_cache(64)
+def _evenly(ns, venues, jitter, seed): # (venues, 2, draws): as long there as back; only read
+    given = np.broadcast_to(np.array(ns, np.float64), (venues,))
+    if not (given >= 0).all(): raise ConfigError(f'latency_ns: found {given.tolist()}, wanted figures >= 0, one a venue')
+    noise = 1 + jitter*np.random.default_rng(seed).exponential(size=DRAWS) if jitter else np.ones(1)
+    return np.repeat((given[:, None]*noise).astype(np.int64)[:, None], 2, axis=1)
+
 def _ways(universe, latency, latency_ns, jitter, seed): # (venues, 2, draws) of int64: entry, response
     venues = universe.venues
-    if latency is None:
-        given = np.broadcast_to(np.asarray(latency_ns, np.float64), (len(venues),))
-        if not (given >= 0).all(): raise ConfigError(f'latency_ns: found {given.tolist()}, wanted figures >= 0, one a venue')
-        noise = 1 + jitter*np.random.default_rng(seed).exponential(size=DRAWS) if jitter else np.ones(1)
-        return np.repeat((given[:, None]*noise).astype(np.int64)[:, None], 2, axis=1)
+    if latency is None: return _evenly(tuple(np.ravel(latency_ns).tolist()), len(venues), float(jitter), seed)
     rng = np.random.default_rng([seed, 1])
     return np.ascontiguousarray(np.stack([latency.drawn(name, venues, rng) for name in ('entry_ns', 'response_ns')], axis=1))
 
@@ -951,27 +937,27 @@ def order_records(
 )->np.ndarray: # of vectorbt's `order_dt`, sorted by column and time
     "Every fill of every set as vectorbt writes it."
     from vectorbt.portfolio.enums import order_dt
-    columns, quote_of, parts, cash = portfolio_columns(universe), universe.specs()['quote'], [], universe.specs()['quote'][0]
-    place = {asset: k for k, (_, asset) in enumerate(columns) if k >= len(universe.listings)}
-    for k, r in enumerate(results):
-        f, rows = r.fills, np.zeros(len(r.fills), order_dt)
-        rows['col'] = k*len(columns) + f['slot']
-        rows['idx'] = np.minimum(np.searchsorted(ends_ns, f['booked_ns'], side='left'), len(ends_ns) - 1)
-        rate = r.marks[rows['idx'], quote_of[f['slot']]]
-        rows['size'], rows['price'] = abs(f['base_change']), f['px']*rate
-        rows['fees'] = (-f['quote_change'] - f['side']*abs(f['base_change'])*f['px'])*rate
-        rows['side'] = (f['side'] < 0).astype(np.int64)
-        more = [rows]
-        for asset, change, fee in ((quote_of[f['slot']], f['quote_change'], 0.), (f['other_asset'], -f['other'], f['other'])):
-            here = (change != 0) & (asset != cash)
-            part, price = rows[here].copy(), r.marks[rows['idx'], asset][here]
-            part['col'] = k*len(columns) + np.array([place[a] for a in asset[here]], np.int64)
-            part['size'], part['price'], part['side'] = abs(change)[here], price, (change[here] < 0).astype(np.int64)
-            part['fees'] = (fee*np.ones(len(f)))[here]*price
-            more.append(part)
-        rows = np.concatenate(more)
-        parts.append(rows[np.lexsort((rows['idx'], rows['col']))])
-    records = np.concatenate(parts) if parts else np.zeros(0, order_dt)
+    columns, quote_of = portfolio_columns(universe), universe.specs()['quote']
+    cash, place = quote_of[0], np.full(len(universe.assets), -1)
+    for k, (_, asset) in list(enumerate(columns))[len(universe.listings):]: place[asset] = k
+    f = np.concatenate([r.fills for r in results]) if results else np.zeros(0, FILL)
+    k, slot = np.repeat(np.arange(len(results)), [len(r.fills) for r in results]), f['slot']
+    marks = np.stack([r.marks for r in results]) if results else np.zeros((0, 0, 0))
+    rows = np.zeros(len(f), order_dt)
+    rows['col'], rows['idx'] = k*len(columns) + slot, np.minimum(np.searchsorted(ends_ns, f['booked_ns'], side='left'), len(ends_ns) - 1)
+    rate = marks[k, rows['idx'], quote_of[slot]]
+    rows['size'], rows['price'] = abs(f['base_change']), f['px']*rate
+    rows['fees'] = (-f['quote_change'] - f['side']*abs(f['base_change'])*f['px'])*rate
+    rows['side'] = f['side'] < 0
+    parts = [rows]
+    for asset, change, fee in ((quote_of[slot], f['quote_change'], np.zeros(len(f))), (f['other_asset'], -f['other'], f['other'])):
+        here = (change != 0) & (asset != cash)
+        part, price = rows[here].copy(), marks[k[here], rows['idx'][here], asset[here]]
+        part['col'], part['size'], part['price'] = k[here]*len(columns) + place[asset[here]], abs(change)[here], price
+        part['side'], part['fees'] = change[here] < 0, fee[here]*price
+        parts.append(part)
+    records = np.concatenate(parts)
+    records = records[np.lexsort((records['idx'], records['col']))]
     records['id'] = np.arange(len(records))
     return records
 

@@ -73,6 +73,19 @@ from .backtest import order_records, portfolio_columns
 def _names(grid): # the levels that tell sets apart
     return list(grid) or ['set']
 
+class _Sets(pd.MultiIndex): # the set of each column; vectorbt asks for the groups a hundred times, and pandas would find them anew each time
+    groups = None
+    def factorize(self, *args, **more): return super().factorize(*args, **more) if self.groups is None else self.groups
+
+def _grouped(columns, sets): # what tells apart the sets of columns, given in order
+    names = columns.names[:-1]
+    if len(names) == 1 or len(columns) == 0: return names
+    each = pd.MultiIndex.from_tuples(sets, names=names)
+    of = np.repeat(np.arange(len(sets)), len(columns)//len(sets))
+    by = _Sets(levels=each.levels, codes=[c[of] for c in each.codes], names=names, verify_integrity=False)
+    by.groups = of, each
+    return by
+
 def closes(
     results:list[Result],
     universe:Universe,
@@ -111,7 +124,8 @@ class SweepResult:
     def portfolio(self): # one vectorbt Portfolio, a group a set, cash shared within
         import vectorbt as vbt
         close = closes(self.results, self.universe, self.grid, self.ends_ns)
-        wrapper = vbt.ArrayWrapper.from_obj(close, group_by=_names(self.grid), freq=pd.Timedelta(seconds=self.bucket_s))
+        sets = [tuple(getattr(r.params, name) for name in self.grid) for r in self.results]
+        wrapper = vbt.ArrayWrapper.from_obj(close, group_by=_grouped(close.columns, sets), freq=pd.Timedelta(seconds=self.bucket_s))
         records = order_records(self.results, self.universe, self.ends_ns)
         from vectorbt.portfolio.enums import log_dt
         start = np.array([r.risk['equity_start'][0] for r in self.results])

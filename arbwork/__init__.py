@@ -36,6 +36,7 @@ Modules:
 - `arbwork.market`: The words that everything else is written in: venue, instrument, money, and what can be wrong.
 - `arbwork.research.assume`: Whose books, how long the way, what it costs, and how orders wait their turn.
 - `arbwork.research.backtest`: The live kernel over recorded events, filled at the book as it stands when the order gets there.
+- `arbwork.research.closes`: Candles through the very kernel that trades, and labelled for what they are: last trades, not quotes, not simultaneous
 - `arbwork.research.evidence`: How much of a good backtest is luck, when it is the best of many.
 - `arbwork.research.hindsight`: The most that could have been earned on the same books, and where the rest of it went.
 - `arbwork.research.inventory`: Where money should lie, what it costs to bring it there, and what lying in the wrong place is worth.

@@ -1,6 +1,7 @@
 "Episodes and captures against plain loops over small random tapes."
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -11,7 +12,7 @@ from arbwork.decide.edge import net_edge_bps
 from arbwork.feed.events import BOOK, INVALID, VALID
 from arbwork.market import ConfigError, Listing
 from arbwork.research.backtest import prepare
-from arbwork.research.lifetimes import Standing, captured, episodes, latency_value, with_fees, worth
+from arbwork.research.lifetimes import LATENCIES_MS, Standing, captured, episodes, latency_value, with_fees, worth
 from arbwork.settings import Params
 
 TWO = Universe([Listing(v, 'BTC-USDT', 'BTCUSDT', *map(Decimal, ('0.01', '0.00001', '0.00001', '5'))) for v in ('binance', 'bybit')],
@@ -113,3 +114,18 @@ def test_dearer_fees_leave_fewer_and_smaller_opportunities():
         assert before is None or offered < before or offered == before == 0
         before = offered
     assert before == 0
+
+
+def test_what_twenty_ms_buy_is_answered_for_every_tier_pair_and_latency():
+    three = Universe([*TWO.listings, msgspec.structs.replace(TWO.listings[0], venue='okx')], {**TWO.fees_bps, 'okx': (0., 1.)})
+    rows = tape(5, 240)
+    more = tape(6, 120)
+    more = more[more['slot'] == 0]
+    more['slot'] = 2
+    rows = np.concatenate([rows, more])
+    rows = rows[np.argsort(rows['ts_recv_ns'], kind='stable')]
+    table = latency_value(rows, three, Params(min_edge_bps=0., max_skew_s=.2), fee_tiers={'free': 0., 'published': 1.})
+    assert set(LATENCIES_MS) >= {1., 5., 20., 50., 100., 300.}
+    free = table[table['fees'] == 'free']
+    assert free['pair'].nunique() > 4 and table.groupby(['fees', 'pair'])['latency_ms'].apply(tuple).map(set).eq(set(LATENCIES_MS)).all()
+    assert set(worth(table, 50., 20.)['pair']) == set(table['pair']) and (table['captured'] <= table['offered'] + 1e-9).all()

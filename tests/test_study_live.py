@@ -109,6 +109,19 @@ def test_a_notebook_judges_all_slots_and_what_the_strategy_adds(name, tmp_path):
     if name == 'cycle': assert found.best_gross_bps > 3 and 'cycles that did not fit together' in found.recommendation[1]
 
 
+@pytest.mark.slow
+def test_the_notebook_of_a_maker_judges_and_never_promotes(tmp_path):
+    from arbwork.cli import study_notebook
+    from test_strategies import ROOT
+    scenario = stress(seed=5, hours=.6, calibration=Calibration(jumps_per_hour=30., jump_bps=25., jump_below=.5))
+    s = home(tmp_path, scenario)
+    keep(s, scenario)
+    study_notebook(s, ROOT/'strategies'/'maker.ipynb', s.root/'study', dict(settings=str(s.path), out_dir=str(s.root/'study'), grid=dict(min_edge_bps=[0, 1], reprice_bps=[1, 3])))
+    found = load_study(s.root/'study'/'study.json')
+    assert found.strategy == 'maker' and set(found.extra) == {'reprice_bps', 'reach_bps'} and found.reasons['quote'] > 0 and found.winner_trades > 5
+    assert not found.manifest and not list(s.promoted.glob('*.json'))
+
+
 @pytest.mark.parametrize('name', CASES)
 def test_the_bot_trades_it_and_its_journal_decides_the_same(name, tmp_path):
     scenario = CASES[name][0]()

@@ -9,7 +9,7 @@ Simulated, paper and real venues differ in addresses, clock and links, nowhere e
 # %% auto #0
 __all__ = ['MODES', 'CLOCK_NS', 'LOOK_S', 'REVIEW_ROWS', 'SWITCH_S', 'above_zero', 'arguments', 'open_log', 'permitted',
            'assumed', 'list_universe', 'ShadowLink', 'Desk', 'settle', 'fit', 'first_entry', 'warm', 'summary',
-           'market_clock', 'paper_money', 'clock_of', 'Permit', 'session', 'trade', 'run', 'main']
+           'market_clock', 'paper_money', 'clock_of', 'Permit', 'opened', 'salvage', 'session', 'trade', 'run', 'main']
 
 # %% ../nbs/90_live.ipynb #eb659eb0
 import argparse
@@ -47,9 +47,9 @@ from .settings import Settings, load_settings
 from .store.journal import Claim, open_journal, without_secret
 from .trade.core import Command, Core, SessionStart, Status, Stop
 from .trade.reconcile import carried, fresh_id, holdings, unfinished
-from .trade.runner import Quiet, Runner, clear_orphans, recover
+from .trade.runner import Quiet, Runner, clear_orphans, recover, rescue
 from .trade.start import Tail, acknowledged, check_clocks, check_money, check_rights, check_version
-from .trade.workers import PaperLink
+from .trade.workers import NO_WORD, PaperLink
 
 # %% ../nbs/90_live.ipynb #d52949ea
 MODES = ('sim', 'paper', 'shadow', 'live')
@@ -167,6 +167,12 @@ class Desk:
 
 # %% ../nbs/90_live.ipynb #ebef07e7
 @patch
+def account(self:Desk, name:str, vault):
+    "A link that is not started yet."
+    return trade_link(self.settings.venues[name], self.listings(name), self.clock, lambda e: self.hear(name, e), Keys(**vault.get(name)),
+                      on_problem=lambda kind, detail: self.problem(name, kind, detail), rng=random.Random(f'{self.settings.seed}/{name}'))
+
+@patch
 async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
     "Open the accounts."
     vault = None if mode == 'paper' or (mode == 'shadow' and balances) else open_vault(self.settings)
@@ -176,9 +182,7 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
                                          lambda e, name=name: self.hear(name, e), v.latency_ms/1e3)
             if mode == 'shadow': self.links[name] = ShadowLink(name, self.links[name])
             continue
-        keys = Keys(**vault.get(name))
-        link = trade_link(v, self.listings(name), self.clock, lambda e, name=name: self.hear(name, e), keys,
-                          on_problem=lambda kind, detail, name=name: self.problem(name, kind, detail), rng=random.Random(f'{self.settings.seed}/{name}'))
+        link = self.account(name, vault)
         await link.start()
         self.links[name] = ShadowLink(name, link) if mode == 'shadow' else link
 
@@ -268,8 +272,10 @@ async def market_clock(settings:Settings, mode:str, speed:float):
     if mode != 'sim':
         if speed != 1: raise ConfigError(f'--clock-speed: found {speed:g} with --mode {mode}, wanted 1: only simulated venues run fast')
         return WallClock()
-    v = next(iter(settings.venues.values()))
-    return ScaledClock(await venue_time_ns(v), speed)
+    for k, v in enumerate(settings.venues.values(), 1):
+        try: return ScaledClock(await venue_time_ns(v), speed)
+        except NO_WORD:
+            if k == len(settings.venues): raise
 
 def paper_money(given:list[str], mode:str)->dict[str, Decimal]:
     "Paper balances as a person writes them."
@@ -381,14 +387,36 @@ def doubt(self:Permit, now_ns:int):
     self.withdraw(word.why)
 
 # %% ../nbs/90_live.ipynb #2618d8a3
+async def opened(args, settings:Settings, manifest:Manifest, money:dict, clock, log)->Desk:
+    "The instruments listed, the accounts open."
+    desk = Desk(settings, assumed(manifest, await list_universe(settings)), clock, log)
+    try: await desk.connect(args.mode, money)
+    except BaseException:
+        await desk.close()
+        raise
+    return desk
+
+async def salvage(mode:str, settings:Settings, journal, clock, wall, log):
+    "A venue does not answer: settle with the others what earlier sessions left, by the listings they had."
+    names = unfinished(journal, mode) if mode in ('sim', 'live') else []
+    if not names: return
+    starts = [msgspec.msgpack.decode(journal.read(f'session/{n}', 0, 1)[0].body, type=SessionStart) for n in names]
+    listings = {(x.venue, x.instrument): x for s in starts for x in s.universe.listings if x.venue in settings.venues}
+    desk, vault = Desk(settings, Universe(list(listings.values()), starts[-1].universe.fees_bps), clock, log), open_vault(settings)
+    stops = await rescue({v: lambda v=v: desk.account(v, vault) for v in dict.fromkeys(v for v, _ in listings)}, journal, mode, clock, wall, log, desk.attach)
+    log.warning('rescued', sessions=names, settled=sum(not s.open_trades for s in stops), open_trades=sum(s.open_trades for s in stops))
+
+# %% ../nbs/90_live.ipynb #5872ccec
 async def session(args, settings:Settings, journal, log)->dict: # see `summary`
     "From a manifest to a summary."
     wall, began = WallClock(), time.monotonic()
     manifest = permitted(settings, args.strategy, args.mode, clock_of(journal, wall), args.trust)
     money, clock = paper_money(args.balance, args.mode), await market_clock(settings, args.mode, args.clock_speed)
-    desk = Desk(settings, assumed(manifest, await list_universe(settings)), clock, log)
+    try: desk = await opened(args, settings, manifest, money, clock, log)
+    except NO_WORD:
+        await salvage(args.mode, settings, journal, clock, wall, log)
+        raise
     try:
-        await desk.connect(args.mode, money)
         recovered = await settle(desk, journal, args.mode, wall)
         await fit(args.mode, desk, journal, manifest.strategy)
         start = await first_entry(desk, journal, args.mode, manifest, args.session or secrets.token_hex(4), settings.seed)

@@ -1,5 +1,6 @@
 """The whole live stack under seeded chaos: a fixed set of schedules without a scratch, the same bytes each time, and bugs planted to see that they are caught."""
 
+import shutil
 from decimal import Decimal
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from arbwork.feed.book import warm
 from arbwork.sim import chaos
 from arbwork.sim.chaos import schedule, total
+from arbwork.sim.faults import Fault
 from arbwork.trade import workers
 from arbwork.trade.ledger import Ledger
 
@@ -66,3 +68,39 @@ def test_an_order_that_leaves_before_its_intent_is_safe_is_caught(monkeypatch):
     monkeypatch.setattr(workers, 'send', lambda place, link, ticket, state, give: send(place, link, Kept(), state, give))
     v = schedule(0, kinds=())
     assert v.doubled_orders and v.lost_fills and any(x.startswith('orphan') for x in v.wrong)
+
+
+def watched(seed, kinds=None, kills=None, at_death=None):
+    "A schedule's world after its end, with the verdict."
+    w = chaos.World(seed, kinds=kinds, kills=kills)
+    w.at_death = at_death
+    try:
+        w.loop.run_until_complete(chaos.lives(w))
+        return w, chaos.judge(w)
+    finally:
+        w.loop.close()
+        shutil.rmtree(w.folder)
+
+
+def test_while_a_venue_is_silent_a_returning_process_settles_with_the_other(monkeypatch):
+    bury = chaos.bury
+    async def closed(w, rest_s):
+        for v in w.venues.values():
+            if v.name == 'binance' and w.at_death: v.arm(Fault('maintenance', value=15.), w.clock.now_ns()); w.lines.flush(v); w.at_death = None
+        await bury(w, rest_s)
+    monkeypatch.setattr(chaos, 'bury', closed)
+    rescued = 0
+    for seed in range(3):
+        w, v = watched(seed, (), 1, at_death=True)
+        said = [(e, f) for _, e, f in w.alerts]
+        assert v.good and v.kills == 1, v.wrong
+        silent = [f for e, f in said if e == 'rescuing']
+        assert all(f['silent'] == ['binance'] for f in silent)
+        rescued += len(silent)
+    assert rescued
+
+
+def test_a_cancel_of_which_nothing_is_heard_is_not_sent_again_at_once():
+    "Found by this seed: each silence was followed by another cancel in the same instant, for ever."
+    v = schedule(44)
+    assert v.good and v.kills, v.wrong

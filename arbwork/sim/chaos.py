@@ -36,7 +36,8 @@ from ..store.journal import SqliteJournal
 from ..trade.core import Core, SessionStart, replay
 from ..trade.order import Alert, Place, parse_client_id
 from ..trade.reconcile import carried, fresh_id, holdings, session_entries, sessions, unfinished
-from ..trade.runner import Runner, clear_orphans, recover
+from ..trade.runner import Runner, clear_orphans, recover, rescue
+from ..trade.workers import NO_WORD
 
 # %% ../../nbs/sim/12_chaos.ipynb #f4b2a661
 DEATHS = ('before', 'after', 'power')
@@ -146,12 +147,21 @@ async def live(w:World)->None:
         if box[0] is not None: box[0].on_event(name, event)
     def problem(name, kind, detail):
         if kind == 'reconnected' and box[0] is not None: box[0].missed(name)
+    def link_of(name):
+        listings = {x.instrument: x for x in universe.listings if x.venue == name}
+        return TradeLink(CODECS[name](listings, KEYS), w.lines.address(name), w.clock, lambda e: hear(name, e), KEYS, rng=random.Random(f'{w.seed}/{name}'),
+            on_problem=lambda kind, detail: problem(name, kind, detail), connect=w.lines.connect, http=w.lines.http(name), timeout_s=2.)
     try:
-        for name in w.venues:
-            listings = {x.instrument: x for x in universe.listings if x.venue == name}
-            links[name] = link = TradeLink(CODECS[name](listings, KEYS), w.lines.address(name), w.clock, lambda e, name=name: hear(name, e), KEYS, rng=random.Random(f'{w.seed}/{name}'),
-                on_problem=lambda kind, detail, name=name: problem(name, kind, detail), connect=w.lines.connect, http=w.lines.http(name), timeout_s=2.)
-            await link.start()
+        try:
+            for name in w.venues:
+                links[name] = link_of(name)
+                await links[name].start()
+        except NO_WORD:
+            for x in links.values(): await x.close()
+            links.clear()
+            w.rescued_ns = w.clock.now_ns()
+            w.stops += await rescue({name: lambda name=name: link_of(name) for name in w.venues}, journal, 'sim', w.clock, w.clock, w, lambda r: box.__setitem__(0, r))
+            raise
         for name in unfinished(journal, 'sim'):
             runner, stop = await recover(name, journal, links, w.clock, w.clock, w, attach=lambda r: box.__setitem__(0, r))
             w.stops.append(stop)
@@ -182,7 +192,7 @@ async def lives(w:World):
         w.killed = w.loop.create_future()
         w.journal = LoopJournal(w.folder/'journal.db', w.loop, kill_at=k, how=how, die=lambda: w.killed.done() or w.killed.set_result(None))
         calm_lives += w.calm
-        began, life = w.clock.now_ns(), asyncio.ensure_future(live(w))
+        began, w.rescued_ns, life = w.clock.now_ns(), 0, asyncio.ensure_future(live(w))
         await asyncio.wait({life, w.killed}, return_when=asyncio.FIRST_COMPLETED)
         if w.killed.done():
             w.deaths.pop(0)
@@ -195,7 +205,7 @@ async def lives(w:World):
         elif not isinstance(error, (VenueError, OSError, TimeoutError)): raise error
         if calm_lives > 6: raise ArbworkError(f'stuck: not settled in {calm_lives} lives without a fault; {error!r}')
         await asyncio.sleep(1.)
-        if error is not None: w.away.append((began, w.clock.now_ns())) # it could not begin, and said so
+        if error is not None: w.away.append((began, w.rescued_ns or w.clock.now_ns())) # it could not begin, and said so; what it could settle it should have
     raise ArbworkError('stuck: sixty lives')
 
 async def bury(w:World, rest_s:float):
@@ -278,7 +288,7 @@ def judge_fills(w:World, v:Verdict, past:dict, told:dict):
         if since: longest = max(longest, lasted(w, since, last))
         v.worst_seconds_to_flat = max(v.worst_seconds_to_flat, longest)
         core = past[session].core if session in past else None
-        was_told = core is not None and any(a.name in ('lone_leg', 'halted') and (f'trade {trade} ' in a.detail) for a in told[session])
+        was_told = core is not None and any(a.name in ('lone_leg', 'halted', 'unresolved') and (f'trade {trade} ' in a.detail) for a in told[session])
         if (longest > WANTS.deadline_s + GRACE_S and not was_told) or (since and not (was_told and core.was == HALTED)):
             v.naked_legs += 1
             v.wrong.append(f'naked: trade {trade} of {session}, {net:+} after {longest:.2f} s')

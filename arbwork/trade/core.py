@@ -203,12 +203,13 @@ MADE = {Decision: 'decision', Place: 'intent', Alert: 'alert', TradeReport: 'tra
 class OrderState:
     "One order: what we know."
     __slots__ = ('place', 'state', 'filled', 'booked', 'notional', 'fee_quote', 'ref_px', 'sent_ns', 'done_ns', 'overdue_ns', 'asking', 'ask_ns',
-                 'asks', 'unknowns', 'answer', 'cancelling', 'why')
+                 'asks', 'unknowns', 'answer', 'cancelling', 'cancel_ns', 'cancels', 'why')
     def __init__(self, place:Place, ref_px:float, now_ns:int, overdue_ns:int):
         self.place, self.ref_px, self.state = place, ref_px, INTENT
         self.filled = self.booked = self.notional = Decimal(0)
         self.fee_quote, self.sent_ns, self.done_ns, self.overdue_ns = 0., now_ns, 0, overdue_ns
         self.asking, self.ask_ns, self.asks, self.unknowns, self.answer, self.cancelling, self.why = False, 0, 0, 0, None, False, ''
+        self.cancel_ns = self.cancels = 0 # not again before; how often nothing was heard of it
 
     @property
     def name(self)->str: return self.place.order.client_id
@@ -224,11 +225,11 @@ class OrderState:
 
 class TradeState:
     "One trade: its orders, its deadlines."
-    __slots__ = ('id', 'row', 'intents', 'slots', 'sides', 'wanted', 'orders', 'state', 'opened_ns', 'act_ns', 'deadline_ns', 'retry_ns', 'fetch_ns', 'fetching', 'attempts', 'why')
+    __slots__ = ('id', 'row', 'intents', 'slots', 'sides', 'wanted', 'orders', 'state', 'opened_ns', 'act_ns', 'deadline_ns', 'retry_ns', 'fetch_ns', 'fetching', 'attempts', 'told', 'why')
     def __init__(self, id:int, row:int, intents:np.ndarray, now_ns:int, deadline_ns:int):
         self.id, self.row, self.intents, self.orders, self.state, self.opened_ns = id, row, intents, [], WORKING, now_ns
         self.slots, self.sides, self.wanted = (np.ascontiguousarray(intents[name]) for name in ('slot', 'side', 'qty'))
-        self.act_ns, self.deadline_ns, self.retry_ns, self.fetch_ns, self.fetching, self.attempts, self.why = (now_ns + deadline_ns)//2, deadline_ns, 0, 0, set(), 0, ''
+        self.act_ns, self.deadline_ns, self.retry_ns, self.fetch_ns, self.fetching, self.attempts, self.told, self.why = (now_ns + deadline_ns)//2, deadline_ns, 0, 0, set(), 0, False, ''
 
     def total(self, side:int)->Decimal: "Filled on one side, corrections too; base."; return sum((o.filled for o in self.orders if o.side == side), Decimal(0))
     def done(self)->list[Decimal]: # (legs,) base
@@ -464,7 +465,7 @@ def _silence(self:Core, now_ns:int, s:Silence):
         self._learn(o, 'timeout', o.filled, s.detail, now_ns)
         self._trouble(o.place.venue, s.code, now_ns)
     elif s.about == 'ask': o.asking, o.asks, o.ask_ns = False, o.asks + 1, now_ns + (self._gap() << min(o.asks + 1, 4))
-    else: o.cancelling = False
+    else: o.cancelling, o.cancels, o.cancel_ns = False, o.cancels + 1, now_ns + (self._gap() << min(o.cancels + 1, 4))
     self._after(self.all_trades[o.place.trade], now_ns)
 
 # %% ../../nbs/trade/02_core.ipynb #32d6c468
@@ -523,7 +524,7 @@ def _judge(self:Core, t:TradeState, now_ns:int)->str:
     coming, policy = bool(live) or any(o.owed for o in t.orders), self.params.single_leg
     if t.state in (UNWINDING, STRANDED, DONE) or policy == 'cancel': uneven = self._lone(t, 'reverse')
     else: uneven = self._lone(t, policy)
-    if t.state == WORKING and live and now_ns >= t.act_ns and not all(o.cancelling for o in live): return 'slow'
+    if t.state == WORKING and live and now_ns >= t.act_ns and any(not o.cancelling and now_ns >= o.cancel_ns for o in live): return 'slow'
     if not uneven: return '' if coming else 'even'
     if policy == 'cancel' and t.state in (WORKING, DONE): return '' if coming else 'lone_cancel' if t.state == WORKING else 'even'
     if t.state == DONE: return 'late'
@@ -639,6 +640,10 @@ def _timer(self:Core, now_ns:int, _:Timer=None):
             if not o.live: continue
             if o.state != UNKNOWN and now_ns >= o.overdue_ns: self._learn(o, 'overdue', o.filled, '', now_ns)
             if o.state == UNKNOWN and not o.asking and now_ns >= o.ask_ns: self._ask(o)
+        silent = [o for o in t.orders if o.state == UNKNOWN] if now_ns >= t.deadline_ns and not t.told else []
+        if silent: # it may have filled or not, so nothing can be done about it but to ask and to tell
+            t.told = True
+            self.made.append(Alert('unresolved', f'trade {t.id} may stand on one leg: nobody says what became of ' + ', '.join(f'{o.name} at {o.place.venue}' for o in silent), 'error'))
         self._owed(t, now_ns)
         self._after(t, now_ns)
 
@@ -670,6 +675,7 @@ def _plan(self:Core, now_ns:int):
         if any(o.owed for o in t.orders): due.append(t.fetch_ns or now_ns + self._gap())
         for o in t.orders:
             if o.live: due.append(o.overdue_ns if o.state != UNKNOWN else now_ns + self._gap() if o.asking else o.ask_ns)
+            if o.live and o.cancel_ns > now_ns: due.append(o.cancel_ns)
         due += [x for x in (t.act_ns, (t.act_ns + t.deadline_ns)//2, t.deadline_ns, t.retry_ns) if x > now_ns]
         if t.state in (UNWINDING, STRANDED, HEDGING) and t.retry_ns <= now_ns: due.append(now_ns + self._gap())
     self.next_ns = min(due) if due else 0
@@ -830,6 +836,7 @@ def _restart(self:Core, now_ns:int, r:Restart):
     patience = self._deadline()
     for t in self.open.values():
         t.fetching.clear()
+        t.told = False
         t.act_ns, t.deadline_ns, t.retry_ns, t.fetch_ns = now_ns + patience//2, now_ns + patience, 0, 0
         for o in t.orders:
             if not o.live: continue

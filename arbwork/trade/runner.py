@@ -7,7 +7,7 @@ the core is given stands in the journal before the core's answer is acted on, an
 
 # %% auto #0
 __all__ = ['encode', 'TICK_S', 'POLL_S', 'STATUS_S', 'RECONCILE_S', 'STALL_S', 'END_S', 'Quiet', 'Runner', 'Wallet', 'recover',
-           'clear_orphans']
+           'Awaited', 'rescue', 'clear_orphans']
 
 # %% ../../nbs/trade/05_runner.ipynb #6570beee
 import asyncio
@@ -25,7 +25,7 @@ from . import workers
 from .core import MADE, STEP, Ack, Balances, Command, Core, Fetched, Health, Restart, Silence, Stop, Timer, TradeReport, replay
 from .ledger import differences
 from .order import GUARD_LEG, Alert, Ask, Cancel, Fetch, Place, parse_client_id
-from .reconcile import compare, holdings, orphans, session_entries, sessions
+from .reconcile import compare, holdings, orphans, session_entries, sessions, unfinished
 from .workers import tagged
 
 # %% ../../nbs/trade/05_runner.ipynb #da6b6df1
@@ -298,15 +298,15 @@ async def wake(self:Runner, gap_s:float):
     except Exception as e: self.fail(e)
 
 @patch
-async def adopt(self:Runner, tries:int=3):
-    "Book what a watchdog did to our trades, before anything else is done about them."
+async def adopt(self:Runner, tries:int=3, venue:str=''):
+    "Book what a watchdog did to our trades, here or at one venue, before anything else is done about them; a venue that was never reached is not asked."
     async def ask(x):
         for k in range(tries):
             try: found = await self.links[x.venue].fills(x.instrument, self.core.start.started_ns - 5*NS + getattr(self.links[x.venue], 'offset_ns', 0))
             except workers.NO_WORD as e: self.log.error('fills_unknown', venue=x.venue, error=str(e)); await asyncio.sleep(0.5*2**k)
             else: return [tagged(x.venue, f) for f in found if (w := parse_client_id(f.client_id)) and w[0] == self.session and w[2] >= GUARD_LEG]
         return []
-    for some in await asyncio.gather(*(ask(x) for x in self.core.listings)):
+    for some in await asyncio.gather(*(ask(x) for x in self.core.listings if venue in ('', x.venue) and getattr(self.links[x.venue], 'reached', True))):
         for f in some: self._pass('fill', f)
 
 # %% ../../nbs/trade/05_runner.ipynb #2222b135
@@ -388,6 +388,15 @@ def missed(self:Runner, venue:str):
         if x.venue == venue: self._start(workers.fetch(Fetch(venue, x.instrument, self.core.start.started_ns - 5*NS), self.links[venue], self.session, self.give),
                                          'fetched', Fetched(venue, False))
 
+# %% ../../nbs/trade/05_runner.ipynb #593be083
+@patch
+def reached(self:Runner, venue:str):
+    "A venue that did not answer when this session was taken up does now."
+    async def catch_up():
+        await self.adopt(venue=venue)
+        self.missed(venue)
+    self._start(catch_up(), 'fetched', Fetched(venue, False))
+
 # %% ../../nbs/trade/05_runner.ipynb #05c200ac
 async def recover(
     session:str, # id
@@ -406,6 +415,75 @@ async def recover(
     runner.give('restart', Restart('found open at the next start'))
     await runner.settled(END_S)
     return runner, await runner.end()
+
+class Awaited:
+    "A link to a venue that has perhaps not answered yet: until it does, whatever is asked of it is `venue_down`."
+    ASKED = 'place', 'hedge', 'cancel', 'order', 'fills', 'open_orders', 'balances'
+
+    def __init__(self, venue:str, make, on_reached, log, pause_s:float=1.):
+        self.venue, self.make, self.on_reached, self.log, self.pause_s, self.inner, self.task, self.why = venue, make, on_reached, log, pause_s, None, None, ''
+
+    @property
+    def reached(self)->bool: return self.inner is not None
+    @property
+    def live(self)->bool: return self.reached and self.inner.live
+
+    def __getattr__(self, name):
+        if self.inner is not None: return getattr(self.inner, name)
+        if name not in self.ASKED: raise AttributeError(name)
+        async def nobody(*args): raise VenueError(f'{self.venue}: not reached yet: {self.why}', 'venue_down')
+        return nobody
+
+    async def attempt(self)->bool:
+        link = self.make()
+        try: await link.start()
+        except (*workers.NO_WORD, ConfigError) as e:
+            self.why = str(e)
+            await link.close()
+            return False
+        self.inner = link
+        return True
+
+    async def begin(self):
+        "Try once, and go on trying beside everything else."
+        if not await self.attempt(): self.task = asyncio.ensure_future(self.insist())
+
+    async def insist(self):
+        self.log.warning('venue_not_reached', venue=self.venue, why=self.why)
+        while True:
+            await asyncio.sleep(self.pause_s)
+            if await self.attempt(): break
+        self.log.warning('venue_reached', venue=self.venue)
+        self.on_reached(self.venue)
+
+    async def close(self):
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+        if self.inner is not None: await self.inner.close()
+
+async def rescue(
+    make:dict,         # venue to () -> link that is not started
+    journal, mode:str, # whose unfinished sessions
+    clock, wall, log,
+    attach=None,       # (runner) -> None
+)->list[Stop]:
+    "Settle, with the venues that answer, what earlier processes left; those that do not are asked on and on meanwhile."
+    now = [None]
+    def at_work(runner):
+        now[0] = runner
+        if attach: attach(runner)
+    links = {v: Awaited(v, m, lambda v: now[0] and now[0].reached(v), log) for v, m in make.items()}
+    stops = []
+    try:
+        await asyncio.gather(*(x.begin() for x in links.values()))
+        for name in unfinished(journal, mode):
+            if not any(x.reached for x in links.values()): break
+            log.warning('rescuing', session=name, silent=[v for v, x in links.items() if not x.reached])
+            stops.append((await recover(name, journal, links, clock, wall, log, at_work))[1])
+    finally:
+        for x in links.values(): await x.close()
+    return stops
 
 async def clear_orphans(
     journal, links:dict, log=None,

@@ -903,9 +903,10 @@ class Replay(msgspec.Struct):
 
 def replay(
     entries, # of one session's stream: (offset, kind, ts_ns, body), in order
+    out:Replay|None=None, # goes on from there; otherwise the first entry is a start
 )->Replay:
     "Give a new core what the journal says the old one was given, and compare."
-    out, pending = None, []
+    pending = []
     for e in entries:
         if e.kind == 'start':
             out = Replay(Core(msgspec.msgpack.decode(e.body, type=SessionStart)))

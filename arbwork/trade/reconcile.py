@@ -27,9 +27,9 @@ def session_entries(
     journal,
     session:str, # id
     page:int=500,
+    after:int=0, # offset; only entries above it
 )->Iterator: # `store.journal.Entry`, in order
     "All entries of a session, read a page at a time."
-    after = 0
     while entries := journal.read(f'session/{session}', after, page):
         yield from entries
         after = entries[-1].offset

@@ -22,10 +22,11 @@ from ..decide.risk import HALTED
 from ..feed.events import Balance, Fill, OrderUpdate
 from ..market import ArbworkError, ConfigError, DataError, VenueError
 from . import workers
-from .core import MADE, STEP, Ack, Balances, Command, Core, Fetched, Health, Restart, Silence, Stop, Timer, TradeReport, replay
+from .core import MADE, STEP, Ack, Balances, Command, Core, Fetched, Health, Restart, Silence, Stop, Timer, TradeReport
 from .ledger import differences
 from .order import GUARD_LEG, Alert, Ask, Cancel, Fetch, Place, parse_client_id
-from .reconcile import compare, holdings, orphans, session_entries, sessions, unfinished
+from .fold import Folder, resume
+from .reconcile import compare, holdings, orphans, sessions, unfinished
 from .workers import tagged
 
 # %% ../../nbs/trade/05_runner.ipynb #da6b6df1
@@ -51,7 +52,7 @@ class Runner:
         self._step, self._heard = np.zeros(1, STEP), self._last_control()
         self.reports:list[TradeReport] = []
         self.waking, self._ticked_ns, self._held, self._wallet = False, 0, [], None
-        self.reconcile_s, self._foreign = RECONCILE_S, set()
+        self.reconcile_s, self._foreign, self.folder = RECONCILE_S, set(), None
 
     def _last_control(self)->int:
         "Commands that are older than this session are not its."
@@ -61,6 +62,7 @@ class Runner:
     def begin(self):
         "The first entry of a new session."
         self.journal.append(self.stream, 'start', encode(self.core.start), ts_ns=self.core.start.started_ns, durable=True)
+        self.folder = Folder(self.core)
 
 # %% ../../nbs/trade/05_runner.ipynb #fa64d33a
 @patch
@@ -90,6 +92,7 @@ def _pass(self:Runner, kind:str, body):
         now_ns = self.clock.now_ns()
         self.journal.append(self.stream, kind, encode(body), ts_ns=now_ns)
         self.do(self.core.give(kind, now_ns, body), now_ns)
+        if self.folder: self.folder.heard(kind, body)
     except Exception as e: self.fail(e)
 
 @patch
@@ -164,6 +167,13 @@ def tick(self:Runner):
     if self.stood_still(): return
     self._ticked_ns = self.wall.now_ns()
     if self.core.next_ns and self.clock.now_ns() >= self.core.next_ns: self.give('timer', Timer())
+    if self.folder and not self.closed: self._fold()
+
+@patch
+def _fold(self:Runner):
+    "Write down how far it is, when that is due; a journal that fails is noticed as ever."
+    try: self.folder.step(self.journal, self.stream, self.clock.now_ns())
+    except Exception as e: self.fail(e)
 
 @patch
 def poll(self:Runner):
@@ -404,7 +414,7 @@ async def recover(
     attach=None, # (runner) -> None: so that account events reach it meanwhile
 )->tuple[Runner, Stop]:
     "Settle a session that ended without saying so."
-    past = replay(session_entries(journal, session))
+    past = resume(journal, session, log)
     missing = [v for v in past.core.venues if v not in links]
     if missing: raise ConfigError(f'session {session} was left open at {missing[0]}, found links to {", ".join(links)}; settle it with settings that name {missing[0]}')
     if past.first: (log or Quiet()).error('replay_differs', session=session, first=past.first)

@@ -71,6 +71,8 @@ class FoldedOrder(msgspec.Struct, array_like=True):
     answer:tuple[str, Decimal]|None
     cancelling:bool
     why:str
+    cancel_ns:int
+    cancels:int
 
 class FoldedTrade(msgspec.Struct, array_like=True):
     "A `TradeState` that is over."
@@ -87,6 +89,7 @@ class FoldedTrade(msgspec.Struct, array_like=True):
     fetching:set[str]
     attempts:int
     why:str
+    told:bool
 
 class Fold(msgspec.Struct, array_like=True):
     "A core at one moment; trades and fills only as far as they are new."

@@ -320,7 +320,9 @@ def test_a_kernel_of_ones_own_with_wishes_of_its_own_runs_in_the_same_loop():
 
     @njit
     def one_way(now_ns, board, specs, inventory, trades, params, memory, out):
-        n = decide(now_ns, board, specs, inventory, trades, params, memory, out)
+        copied, order = np.zeros(2, np.int64), np.array([0, 1]) # arrays of its own
+        for k in range(2): copied[k] = order[k]
+        n = decide(now_ns, board[copied], specs, inventory, trades, params, memory, out)
         return n if n <= 0 or params[0].way == 2 or out[0].slot == params[0].way else 0
 
     p, mine = Params(cooldown_s=0., min_edge_bps=0.5), Strategy('one_way', one_way, OneWay)

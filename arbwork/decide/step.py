@@ -24,7 +24,7 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
 
 from .contract import CANCEL, INTENT, MAX_INTENTS, MEMORY, OPEN_TRADE, PARAMS, PROCEED, REVERSE, SPEC, TAKE, params_dtype
-from .edge import ceil_to, floor_to, inner, jit, options
+from .edge import ceil_to, floor_to, jit
 from .risk import RISK, check, mark, withdrawals
 from ..feed.events import BOOK
 from ..market import BUY, ConfigError
@@ -155,7 +155,7 @@ def rebind(
     "The same code with some of its global names meaning something else."
     py = fn.py_func
     made = types.FunctionType(py.__code__, {**py.__globals__, **names}, py.__name__, py.__defaults__, py.__closure__)
-    if not tag: return njit(made, **options(made))
+    if not tag: return njit(made) # what it calls may be a person's own and make arrays
     made.__qualname__ = f'{py.__qualname__}_{tag}'
     return jit(made)
 

@@ -12,7 +12,7 @@ from arbwork.clock import utc
 from arbwork.cli import execute_notebook
 from arbwork.decide.strategies import STRATEGIES
 from arbwork.market import ConfigError
-from arbwork.live import permitted
+from arbwork.live import permitted, warm
 from arbwork.research.backtest import inventory_of
 from arbwork.research.parity import outcome_parity, parity_report
 from arbwork.research.promote import load_key, load_study, promote_study, sign, write_manifest
@@ -26,7 +26,7 @@ from arbwork.sim.scenarios import Calibration, stress, triangles
 from arbwork.sim.server import World
 from arbwork.store.journal import open_journal
 from arbwork.store.ticks import Ticks
-from arbwork.trade.core import replay
+from arbwork.trade.core import SessionStart, replay
 from arbwork.trade.reconcile import session_entries
 
 WISHES = dict(risk_tolerance=1, max_notional=2_000, cooldown_s=5, max_age_s=60, max_skew_s=30, deadline_s=20, max_exposure=1e6, stop_bps=100, slippage_bps=20, max_loss_day=1e6)
@@ -131,10 +131,11 @@ def test_the_bot_trades_it_and_its_journal_decides_the_same(name, tmp_path):
             found = judged(s, scenario, name)
             _, m = promote_study(s.root/'study'/'study.json', s, time.time_ns(), override='for a test')
             assert m.extra == found.extra and m.strategy == name and found.winner_trades > 5
+            warm(SessionStart('warm', 'sim', name, m.params, m.universe, {}, scenario.start_ns, wishes=m.extra)) # compiled here, so that the bot finds it on the disk
             with Bot(s, '--strategy', name, '--session', 'day') as bot:
-                await until(lambda: bot.process.poll() is not None or ((x := said(journal)) and x.trades >= 3))
+                await until(lambda: bot.process.poll() is not None or ((x := said(journal)) and x.trades >= 3), 480)
                 bot.process.send_signal(signal.SIGTERM)
-                code, result, log = await bot.ended()
+                code, result, log = await bot.ended(300)
                 assert code == 0, log
             assert result['reconciled'] and result['open_trades'] == 0 and result['trades'] >= 3 and (result['strategy'], result['manifest']) == (name, m.id)
             assert {k: result['params'][k] for k in m.extra} == m.extra

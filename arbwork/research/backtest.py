@@ -71,7 +71,7 @@ EQUITY = np.dtype([('ts_ns', 'i8'), ('equity', 'f8'), ('pnl', 'f8'), ('exposure'
 
 # %% ../../nbs/research/00_backtest.ipynb #232a0ee0
 World = namedtuple('World', 'tape next_row latest specs start inventory board trades params memory marks risk out consumed standing received dirty work orders '
-                            'fills closed count way_ns luck charge tiers queue prints print_from print_at rests notes scratch')
+                            'fills closed count way_ns luck charge tiers queue prints print_from print_at rests notes scratch shown')
 C_ORDERS, C_WAITS, C_FILLS, C_CLOSED, C_ID, C_DRAWS, C_FULL, C_RESTS, C_NOTES, C_QUOTED, C_UNFILLED, C_HIGH, C_PRICED = range(13)
 ORDERS, NOTES = MAX_TRADES*(MAX_LEGS + 1), 128
 
@@ -315,7 +315,7 @@ def _booked(w, o, qty, notional, maker, filled_ns, now_ns): # a fill is known
         r.base_change, r.quote_change, r.other, r.other_asset = base, cash, other, w.charge[spec.venue].asset
     else: w.count[C_FULL] = 1
     w.count[C_FILLS] += 1
-    view(w.tape, w.received[s], w.consumed, s, w.board, s)
+    view(w.tape, w.received[s], w.consumed, s, w.board, w.shown[w.received[s]].slot)
     w.dirty[s] = 1
 
 # %% ../../nbs/research/00_backtest.ipynb #1eb66951
@@ -509,7 +509,9 @@ def _receive(w, i, now_ns): # row i is read: what stands at the venue, what we s
     w.received[s] = i
     eaten = c.n[0] > 0 or c.n[1] > 0
     w.dirty[s] = 1 if eaten else 0
-    if eaten: view(w.tape, i, w.consumed, s, w.scratch, np.int64(0))
+    if eaten:
+        view(w.tape, i, w.consumed, s, w.scratch, np.int64(0))
+        w.scratch[0].slot = w.shown[i].slot
     if w.count[C_WAITS]:
         for k in range(MAX_TRADES):
             if w.work[k].id and w.work[k].waits == s + 1: _mend(w, k, now_ns, np.int64(1))
@@ -584,7 +586,7 @@ def _run(
         else:
             eaten, w.received[s], w.dirty[s] = False, i, 0
             if w.standing[s] < i: w.standing[s] = i
-        source, at = (w.scratch, np.int64(0)) if eaten else (rows, i)
+        source, at = (w.scratch, np.int64(0)) if eaten else (w.shown, i)
         code = step(now_ns, source, at, board, specs, start, inventory, trades, params, wishes, memory, marked, risk, out)
         if code <= 0: funnel[-code] += 1
         else:
@@ -794,7 +796,7 @@ def _ways(universe, latency, latency_ns, jitter, seed): # (venues, 2, draws) of 
 @lru_cache(16)
 def _luck(seed): return np.random.default_rng([seed, 2]).random(DRAWS) # only read
 
-def make_world(tape, strategy, universe, params, inventory, ways, costs, prints, seed, room): # a fresh `World`
+def make_world(tape, strategy, universe, params, inventory, ways, costs, prints, seed, room, shown=None): # a fresh `World`
     slots, assets = len(tape.specs), universe.assets
     charge, tiers, prices = charges(costs, universe)
     latest, marks = np.full(slots, -1, np.int64), np.array([prices.get(a, 0.) for a in assets])
@@ -808,7 +810,7 @@ def make_world(tape, strategy, universe, params, inventory, ways, costs, prints,
                  np.zeros(MAX_INTENTS, INTENT), np.zeros(slots, CONSUMED), latest, latest.copy(), np.zeros(slots, np.int64),
                  np.zeros(MAX_TRADES, WORK), np.zeros(ORDERS, ORDER), np.empty(4*room, FILL), np.empty(room, WORK), np.zeros(16, np.int64),
                  ways, _luck(seed), charge, tiers, np.array([QUEUES[costs.queue]]), trades, begins, begins[:-1].copy(),
-                 np.zeros(slots, np.int64), np.zeros(NOTES, NOTE), np.zeros(1, BOOK))
+                 np.zeros(slots, np.int64), np.zeros(NOTES, NOTE), np.zeros(1, BOOK), tape.rows if shown is None else shown)
 
 RUNS = {id(step): _run}
 
@@ -857,6 +859,7 @@ def backtest(
     lean_bps=None,         # (slots,) added to the minimum edge where it is sold, taken from it where it is bought; None: nothing
     skip:bool=True,        # False visits every row; the result is the same
     ready:Look|None=None,  # from `look_at`, where a sweep has it already
+    shown:np.ndarray|None=None, # (n,) of BOOK, what the strategy is told in place of each row, see `placebo.relabelled`; orders meet the true ones
 )->Result:
     "Run the live kernel over a tape and fill its orders honestly."
     strategy = strategy_of(strategy)
@@ -864,12 +867,12 @@ def backtest(
     tape, run, room, costs = prepare(rows, universe, bucket_s), run_of(strategy), 1_024, costs or Costs(fee_in=fee_in)
     if lean_bps is not None: tape = _leaning(tape, lean_bps)
     params, ways, n = strategy.wishes(params), _ways(universe, latency, latency_ns, jitter, seed), len(tape.rows)
-    knows, least_bps = run is _run and not costs.tiers and (skip or ready is not None), params.min_edge_bps - float(np.ptp(tape.specs['lean_bps']))
+    knows, least_bps = run is _run and not costs.tiers and shown is None and (skip or ready is not None), params.min_edge_bps - float(np.ptp(tape.specs['lean_bps']))
     if not knows: look = no_look(tape)
     elif ready is not None and ready.fee_mult == params.fee_mult and ready.floor_bps <= least_bps: look = ready
     else: look = look_at(tape, params.fee_mult, least_bps)
     while True:
-        w = make_world(tape, strategy, universe, params, inventory, ways, costs, prints, seed, room)
+        w = make_world(tape, strategy, universe, params, inventory, ways, costs, prints, seed, room, shown)
         equity, funnel = np.zeros(len(tape.ends_ns), EQUITY), np.zeros(len(REASONS), np.int64)
         marks, stock = np.zeros((len(equity), len(universe.assets))), np.zeros((len(equity), len(universe.venues), len(universe.assets)))
         run(w, params_array(params), look, least_bps, tape.ends_ns, equity, marks, stock, funnel)

@@ -12,11 +12,9 @@ __all__ = ['DELAYS_S', 'delayed', 'lagged', 'unaware', 'relabelled', 'placebos',
 # %% ../../nbs/research/02_placebo.ipynb #23af4926
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from ..clock import NS
 from ..decide.contract import Universe
-from ..decide.strategies import Strategy, strategy_of
 from ..market import ConfigError
 from .backtest import backtest, prepare
 from ..settings import RANGES, Params, make_params
@@ -61,19 +59,17 @@ def unaware(
 
 # %% ../../nbs/research/02_placebo.ipynb #0ad2716e
 def relabelled(
-    strategy,          # a name in `KERNELS`, or a jitted function with the arguments of `decide`
+    rows:np.ndarray,   # (n,) of BOOK
     universe:Universe,
-): # a `Strategy`
-    "The same strategy, shown each book under the name of the next venue that lists the instrument."
-    strategy, listings = strategy_of(strategy), universe.listings
-    kernel = strategy.decide
+)->np.ndarray: # what a strategy is shown in place of them
+    "Each book under the name of another venue that lists the instrument."
+    listings = universe.listings
     same = [[k for k, y in enumerate(listings) if y.instrument == x.instrument] for x in listings]
     other = np.array([group[(group.index(k) + 1) % len(group)] for k, group in enumerate(same)])
     if (other == np.arange(len(other))).all(): raise ConfigError(f'relabelled: found no instrument at two venues in {[f"{x.venue} {x.instrument}" for x in listings]}')
-    @njit
-    def decide(now_ns, board, specs, inventory, trades, params, memory, out):
-        return kernel(now_ns, board[other], specs, inventory, trades, params, memory, out)
-    return Strategy(f'{strategy.name} relabelled', decide, strategy.params, strategy.setup)
+    shown = rows.copy()
+    shown['slot'] = np.argsort(other)[rows['slot']]
+    return shown
 
 # %% ../../nbs/research/02_placebo.ipynb #daaad30d
 DELAYS_S = (1., 10., 60.)
@@ -86,14 +82,14 @@ def placebos(
     *,
     delays_s=DELAYS_S,      # of one venue's news
     lags=(1,),              # of all news, in events
-    relabel:bool=True,      # False saves compiling another kernel
+    relabel:bool=True,      # orders that go astray too, where an instrument is at two venues
     apart:bool=False,       # late news of every slot, each later than the one before: for trades within one venue
     **how,                  # of `backtest`: inventory, latency_ns, fee_in, ...
 )->pd.DataFrame: # placebo, detail, trades, pnl, share: of what the truth earned, NaN where that is not above 0
     "The truth first, then each way of spoiling what the strategy knows."
     rows, lines = prepare(tape, universe).rows, []
-    def run(name, detail, rows, p, kernel=strategy):
-        r = backtest(kernel, rows, universe, p, **how)
+    def run(name, detail, rows, p, **more):
+        r = backtest(strategy, rows, universe, p, **how, **more)
         lines.append((name, detail, r.funnel['trade'], r.pnl_quote))
     run('truth', '', rows, params)
     for s in delays_s if apart else ():
@@ -104,7 +100,7 @@ def placebos(
         slots = [k for k, x in enumerate(universe.listings) if x.venue == venue]
         for s in delays_s: run('late news', f'{venue} {s:g} s', delayed(rows, slots, s), unaware(params, s))
     for n in lags: run('lag', f'{n} event' + 's'*(n > 1), lagged(rows, n), unaware(params, float(np.max(np.diff(rows['ts_recv_ns']), initial=0))*n/NS))
-    if relabel: run('relabelled', 'orders go astray', rows, params, relabelled(strategy, universe))
+    if relabel: run('relabelled', 'orders go astray', rows, params, shown=relabelled(rows, universe))
     out = pd.DataFrame(lines, columns=['placebo', 'detail', 'trades', 'pnl'])
     return out.assign(share=out['pnl']/out['pnl'][0] if out['pnl'][0] > 0 else np.nan)
 

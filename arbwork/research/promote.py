@@ -80,6 +80,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     spa:float|None = None       # Hansen's probability of such a best trial if none had skill
     track_share:float|None = None   # of the minimum track record length, how much the unseen windows are
     placebo_share:float|None = None # of its profit, what the winner still earns with news of one venue ten minutes late
+    astray_share:float|None = None  # and what it still earns when each order meets the book of another venue; None also where there is only one
     suspect_pnl_share:float = 0.    # of what winning trades earned, the share that leaned on doubtful data
     anchored_sharpe:float = 0.      # as `oos_sharpe`, training windows from the beginning
     capacity_quote:float = 0.       # the largest trade size up to which doubling it earned more
@@ -93,7 +94,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
 # %% ../../nbs/research/03_promote.ipynb #72a158d8
 FIGURES = dict(min_trades='trades', min_dsr='dsr', max_pbo='pbo', max_oos_loss='oos_loss', min_oos_sharpe='oos_sharpe', max_suspect_share='suspect_share',
                min_folds_positive='folds_positive', min_profit_twin_fees='twin_fees_pnl', max_spa='spa', min_track_share='track_share',
-               max_placebo_share='placebo_share', max_suspect_pnl_share='suspect_pnl_share', min_anchored_sharpe='anchored_sharpe',
+               max_placebo_share='placebo_share', max_astray_share='astray_share', max_suspect_pnl_share='suspect_pnl_share', min_anchored_sharpe='anchored_sharpe',
                min_capacity='capacity_quote', min_fee_room='fee_room')
 COMPARE = {'>': operator.gt, '>=': operator.ge, '<=': operator.le}
 

@@ -151,6 +151,11 @@ class Doubts:
         return float(x.max()) if len(x) and x.notna().all() else None
 
     @property
+    def astray_share(self)->float|None: # None where the truth earned nothing, or an order could not go astray
+        x = self.placebos['share'][self.placebos['placebo'] == 'relabelled']
+        return float(x.max()) if len(x) and x.notna().all() else None
+
+    @property
     def capacity_quote(self)->float: # the largest trade size up to which doubling it earned more; 0 if none did
         c = self.capacity
         more = (c['pnl'].diff() > 0).to_numpy()[1:]
@@ -177,7 +182,7 @@ def doubt(
     late = latency_ns + np.maximum(latency_ns, NS)
     return Doubts(backtest(strategy, tape, universe, make_params(dict(fee_mult=2*params.fee_mult), params), latency_ns=latency_ns, **how),
                   backtest(strategy, tape, universe, params, latency_ns=late, **how),
-                  placebos(strategy, tape, universe, params, delays_s=(LATE_S,), relabel=False, apart=apart, latency_ns=latency_ns, **how),
+                  placebos(strategy, tape, universe, params, delays_s=(LATE_S,), relabel=len({x.instrument for x in universe.listings}) < len(universe.listings), apart=apart, latency_ns=latency_ns, **how),
                   capacity(strategy, tape, universe, params, sizes=(.5, 1., 2., 4.), latency_ns=latency_ns, **how),
                   sensitivity(strategy, tape, universe, params, fees=(1., 1.1, 1.25, 1.5, 2.), latencies=(1.,), latency_ns=latency_ns, **how))
 
@@ -219,7 +224,7 @@ def conclude(
                   folds=len(e.walked.splits), folds_positive=e.walked.positive(e.begun), suspect_share=share, twin_fees_pnl=doubts.twin_fees.pnl_quote,
                   twin_latency_pnl=doubts.twin_latency.pnl_quote, winner_pnl=winner.pnl_quote, winner_trades=winner.funnel['trade'],
                   best_gross_bps=float(known.max()) if len(known) else None, gross_share=float((known > 0).sum()/len(gross)),
-                  reasons={k: int(v) for k, v in winner.funnel.items() if v}, spa=e.spa, oos_loss=e.overfit.loss if e.overfit else None, track_share=e.track_share, placebo_share=doubts.placebo_share,
+                  reasons={k: int(v) for k, v in winner.funnel.items() if v}, spa=e.spa, oos_loss=e.overfit.loss if e.overfit else None, track_share=e.track_share, placebo_share=doubts.placebo_share, astray_share=doubts.astray_share,
                   suspect_pnl_share=pnl_share, anchored_sharpe=e.anchored_sharpe, capacity_quote=doubts.capacity_quote, fee_room=doubts.fee_room)
     study = msgspec.structs.replace(study, gates=gates(study, thresholds))
     return msgspec.structs.replace(study, promoted=all(g.passed for g in study.gates) and bool(study.gates), recommendation=recommend(study))

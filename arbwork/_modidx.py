@@ -2055,6 +2055,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'arbwork/research/stages.py'),
                                          'arbwork.research.stages.take_up': ('research/stages.html#take_up', 'arbwork/research/stages.py')},
             'arbwork.research.study': { 'arbwork.research.study.Doubts': ('research/study.html#doubts', 'arbwork/research/study.py'),
+                                        'arbwork.research.study.Doubts.astray_share': ( 'research/study.html#doubts.astray_share',
+                                                                                        'arbwork/research/study.py'),
                                         'arbwork.research.study.Doubts.capacity_quote': ( 'research/study.html#doubts.capacity_quote',
                                                                                           'arbwork/research/study.py'),
                                         'arbwork.research.study.Doubts.fee_room': ( 'research/study.html#doubts.fee_room',

@@ -41,7 +41,7 @@ class Venue:
     "One venue in Binance's words: as much as a trading client asks, and no more."
 
     def __init__(self, name: str):
-        self.name, self.seq, self.px, self.streams, self.heard, self.orders, self.at = name, 1_000, CHEAP, [], asyncio.Event(), 0, 0
+        self.name, self.seq, self.deep, self.px, self.streams, self.heard, self.orders, self.at = name, 1_000, 1_000, CHEAP, [], asyncio.Event(), 0, 0
         self.held = {'LINK': Decimal(10**8), 'USDT': Decimal(10**10)}
 
     async def open(self):
@@ -59,8 +59,9 @@ class Venue:
         bids, asks = self.sides()
         self.seq += 1
         new = {x[0] for x in bids}, {x[0] for x in asks}
-        depth = {'e': 'depthUpdate', 'E': time.time_ns()//10**6, 's': 'LINKUSDT', 'U': self.seq, 'u': self.seq, 'b': bids + [x for x in gone[0] if x[0] not in new[0]],
+        depth = {'e': 'depthUpdate', 'E': time.time_ns()//10**6, 's': 'LINKUSDT', 'U': self.deep + 1, 'u': self.seq, 'b': bids + [x for x in gone[0] if x[0] not in new[0]],
                  'a': asks + [x for x in gone[1] if x[0] not in new[1]]}
+        self.deep = self.seq
         quote = {'u': self.seq, 's': 'LINKUSDT', 'b': bids[0][0], 'B': '500.00', 'a': asks[0][0], 'A': '500.00'}
         sent = {'depth': frame(text({'stream': 'linkusdt@depth@100ms', 'data': depth})), 'quote': frame(text({'stream': 'linkusdt@bookTicker', 'data': quote}))}
         began = time.perf_counter_ns()

@@ -55,6 +55,7 @@ Modules:
 - `arbwork.serve.auth`: People with a password and a session, programs with a key and a scope; nobody by default.
 - `arbwork.serve.client`: The control API as methods, for the workbench, the demo and scripts.
 - `arbwork.serve.schedule`: Notebooks that run by themselves, once each time, and say so when they fail.
+- `arbwork.serve.standing`: Manifests and scheduled notebooks as the control API shows them, and the few things that may be done to them from there.
 - `arbwork.serve.vault`: Exchange keys at rest, encrypted; the bot opens them, nobody else does.
 - `arbwork.settings`: What the person decides, read once, checked at the door, frozen.
 - `arbwork.sim.binance`: The spot REST API v3, the market streams and the WebSocket API v3, as their clients expect them.

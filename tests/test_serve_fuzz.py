@@ -23,7 +23,7 @@ def test_no_request_breaks_the_api(tmp_path):
     settings = msgspec.structs.replace(load_settings(ROOT/'settings.ini'), var=tmp_path)
     journal, auth = open_journal(f'sqlite:///{tmp_path}/journal.db'), open_auth(settings)
     key = auth.make_key('fuzz', 'admin', WallClock().now_ns())
-    paths = ['/status', '/params', '/trades', '/report', '/pause', '/login', '/logout', '/session', '/commands/x', '/metrics', '/', '/%00', '/openapi.json']
+    paths = ['/status', '/params', '/trades', '/report', '/pause', '/login', '/logout', '/session', '/commands/x', '/metrics', '/manifests', '/schedule', '/manifests/demote', '/manifests/rollback', '/schedule/run', '/', '/%00', '/openapi.json']
     with TestClient(create_app(settings, journal, auth=auth), base_url='http://127.0.0.1', raise_server_exceptions=True) as web:
         @how(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(st.sampled_from(['GET', 'POST', 'PATCH', 'PUT', 'DELETE', 'HEAD', 'OPTIONS']), st.sampled_from(paths), st.binary(max_size=60) | json_values.map(lambda x: str(x).encode()),

@@ -108,6 +108,24 @@ def recommendations(self:Client)->dict|None: # as `arbwork recommend` keeps them
     return self._ask('GET', '/recommendations').json()['recommendations']
 
 @patch
+def manifests(self:Client)->list[dict]: # see `serve.standing.manifests`
+    "What is in force of each strategy."
+    return self._ask('GET', '/manifests').json()['manifests']
+
+@patch
+def schedule(self:Client)->list[dict]: # job, cron, next, last, outcome, ...
+    "The notebooks that run by themselves."
+    return self._ask('GET', '/schedule').json()['jobs']
+
+@patch
+def deed(self:Client,
+    path:str, # 'manifests/demote', 'manifests/rollback', 'manifests/promote' or 'schedule/run'
+    **values,
+)->dict: # id, ok, detail
+    "Change what is in force, or run a notebook now."
+    return self._ask('POST', f'/{path}', json=values).json()
+
+@patch
 def healthz(self:Client)->dict:
     "Whether the API answers; needs no key."
     return self._ask('GET', '/healthz').json()

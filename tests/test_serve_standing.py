@@ -50,7 +50,7 @@ def client(w, scope): return Client(w.url, key=w.keys[scope])
 def deeds(w):
     "What was asked, with by whom and what came of it."
     told = {'command': {}, 'ack': {}}
-    for e in w.journal.read('deeds'): told[e.kind][e.key] = msgspec.msgpack.decode(e.body, type=Command if e.kind == 'command' else Ack)
+    for e in (*w.journal.read('deeds'), *w.journal.read('deeds-ack')): told[e.kind][e.key] = msgspec.msgpack.decode(e.body, type=Command if e.kind == 'command' else Ack)
     return [(c.verb, c.by, told['ack'][id].ok) for id, c in told['command'].items()]
 
 

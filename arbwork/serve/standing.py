@@ -127,10 +127,10 @@ def perform(
     by:str,     # who asks
     now_ns:int, # wall time
 )->dict: # id, ok, detail
-    "Do a deed, with what was asked and what came of it in the journal as `deeds`."
+    "Do a deed, with what was asked and what came of it in the journal, as `deeds` and `deeds-ack`."
     c = Command(secrets.token_hex(8), verb, args, by, now_ns)
     journal.append('deeds', 'command', msgspec.msgpack.encode(c), ts_ns=now_ns, key=c.id, durable=True).wait()
-    def answer(ok, detail): journal.append('deeds', 'ack', msgspec.msgpack.encode(Ack(c.id, ok, detail, {})), ts_ns=now_ns, key=c.id, durable=True).wait()
+    def answer(ok, detail): journal.append('deeds-ack', 'ack', msgspec.msgpack.encode(Ack(c.id, ok, detail, {})), ts_ns=now_ns, key=c.id, durable=True).wait()
     try:
         if verb == 'run': said = begun.begin(**args)
         else: said = dict(demote=_demote, rollback=_rollback, promote=_promote)[verb](settings, journal, now_ns, by, **args)

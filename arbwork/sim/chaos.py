@@ -8,7 +8,7 @@ are laid beside ours: a leg left alone, a fill that is not in the ledger, an ord
 
 # %% auto #0
 __all__ = ['DEATHS', 'KEYS', 'NAME', 'SESSION_S', 'GAP', 'WANTS', 'DUST', 'GRACE_S', 'LoopJournal', 'Booked', 'World', 'live',
-           'lives', 'bury', 'unfinished_now', 'Verdict', 'judge', 'judge_fills', 'lasted', 'judge_orders',
+           'lives', 'bury', 'unfinished_now', 'Verdict', 'ours', 'judge', 'judge_fills', 'lasted', 'judge_orders',
            'judge_money', 'schedule', 'total']
 
 # %% ../../nbs/sim/12_chaos.ipynb #cc297356
@@ -25,11 +25,13 @@ import msgspec
 from ..clock import NS
 from ..decide.risk import HALTED
 from ..feed.codec import Keys
+from ..feed.okx import from_wire as okx_name
 from ..feed.wire import CODECS, MarketFeed, TradeLink
 from ..market import ArbworkError, VenueError
 from ..settings import Params
 from .faults import draw_faults
 from .inproc import open_venues
+from .kraken import txid
 from .scenarios import Calibration, stress
 from .virtual import Lines, LoopClock, Stuck, VirtualLoop
 from ..store.journal import SqliteJournal
@@ -83,7 +85,7 @@ class LoopJournal(SqliteJournal):
         self._let_go()
 
 # %% ../../nbs/sim/12_chaos.ipynb #849420bb
-KEYS, NAME, SESSION_S = Keys('chaos-key', 'chaos-secret'), 'BTC-USDT', 25. # seconds in which things go wrong
+KEYS, NAME, SESSION_S = Keys('chaos-key', 'Y2hhb3Mtc2VjcmV0', 'chaos words'), 'BTC-USDT', 25. # seconds in which things go wrong
 GAP = Calibration(level_bps=0., slow_sd_bps=60., slow_minutes=.1, fast_sd_bps=5., fast_seconds=1., jumps_per_hour=0., jump_below=.5, swell_sd=.1, vol_bps_minute=15.)
 WANTS = Params(risk_tolerance=1., min_edge_bps=1., max_notional=600., cooldown_s=.4, trades_per_hour=1e5, max_open_trades=3, max_loss_day=1e5, max_drawdown=.9, max_exposure=1e5,
     deadline_s=3., max_age_s=2., max_skew_s=1.)
@@ -246,6 +248,8 @@ class Verdict(msgspec.Struct):
     @property
     def good(self)->bool: return not self.wrong
 
+def ours(venue:str, client_id:str)->str: "Our name of an order, as its venue spells it."; return okx_name(client_id) if venue == 'okx' else client_id
+
 DUST, GRACE_S = 6., 2. # quote; seconds beyond deadline, and beyond the return of a process
 
 def judge(w:World)->Verdict:
@@ -272,8 +276,8 @@ def judge_fills(w:World, v:Verdict, past:dict, told:dict):
     trades = {}
     for name, x in w.venues.items():
         for f, at_ns in zip(x.engine.fills, x.engine.fills.at):
-            session, trade, *_ = parse_client_id(f.client_id)
-            if session not in past or (name, f.fill_id) not in past[session].core.ledger.seen:
+            session, trade, *_ = parse_client_id(ours(name, f.client_id))
+            if session not in past or (name, txid('T', int(f.fill_id)) if name == 'kraken' else f.fill_id) not in past[session].core.ledger.seen:
                 v.lost_fills += 1
                 v.wrong.append(f'lost: {name} fill {f.fill_id} of {f.client_id}')
             trades.setdefault((session, trade), []).append((at_ns, f.side*f.qty, f.px))
@@ -304,13 +308,13 @@ def judge_orders(w:World, v:Verdict, intents:set):
     legs = Counter()
     for name, x in w.venues.items():
         for o in x.engine.orders.values():
-            session, trade, leg, attempt = parse_client_id(o.client_id)
+            session, trade, leg, attempt = parse_client_id(ours(name, o.client_id))
             legs[session, trade, leg, attempt] += 1
-            if o.client_id not in intents: v.wrong.append(f'orphan: {name} {o.client_id} has no intent in the journal')
+            if ours(name, o.client_id) not in intents: v.wrong.append(f'orphan: {name} {o.client_id} has no intent in the journal')
             if o.filled > o.qty: v.wrong.append(f'overfilled: {name} {o.client_id}')
             if leg < 2 and attempt: legs[session, trade, leg, 0] += 1
             if o.open: v.wrong.append(f'left: {name} {o.client_id} still rests')
-            v.doubled_orders += o.client_id not in intents or o.filled > o.qty
+            v.doubled_orders += ours(name, o.client_id) not in intents or o.filled > o.qty
     for key, n in legs.items():
         if n > 1:
             v.doubled_orders += 1

@@ -227,7 +227,7 @@ class Asking:
         "The request reaches the venue, whatever has become of who sent it."
         lines, now_ns = self.lines, self.lines.clock.now_ns()
         self.venue.advance(now_ns)
-        headers = CIMultiDict({'Host': self.venue.name, 'Content-Type': 'application/json', **request.headers})
+        headers = CIMultiDict({'Host': self.venue.name, **({'Content-Type': 'application/json'} if request.body else {}), **request.headers})
         a = self.venue.ask(request.method, path[0], path[2], request.body.decode(), headers, now_ns)
         lines.flush(self.venue)
         def back():

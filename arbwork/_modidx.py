@@ -2656,6 +2656,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arbwork.sim.chaos.lasted': ('sim/chaos.html#lasted', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.live': ('sim/chaos.html#live', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.lives': ('sim/chaos.html#lives', 'arbwork/sim/chaos.py'),
+                                   'arbwork.sim.chaos.ours': ('sim/chaos.html#ours', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.schedule': ('sim/chaos.html#schedule', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.total': ('sim/chaos.html#total', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.unfinished_now': ('sim/chaos.html#unfinished_now', 'arbwork/sim/chaos.py')},

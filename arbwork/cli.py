@@ -1152,29 +1152,35 @@ def version(as_json:AsJson=False):
     show(dict(arbwork=arbwork.__version__), as_json)
 
 # %% ../nbs/91_cli.ipynb #a5ed80fb
-def _chaos_seed(seed:int): # its verdict, in a process of its own
+def _chaos_seed(seed:int, venues:tuple=('binance', 'bybit')): # its verdict, in a process of its own
     from arbwork.sim.chaos import schedule
-    return schedule(seed)
+    return schedule(seed, venues)
 
 @app.command()
 def chaos(
     seeds:Annotated[int, typer.Option(min=1, help='how many schedules')]=10,
     seed:Annotated[int|None, typer.Option(min=0, help='only this one, with its trace')]=None,
     first:Annotated[int, typer.Option(min=0, help='seed of the first')]=0,
+    venues:Annotated[str, typer.Option(help='at least two of binance, bybit, okx, kraken')]='binance,bybit',
     workers:Annotated[int, typer.Option(min=1, help='processes')]=1,
     as_json:AsJson=False,
 ):
     "Try the whole stack under seeded faults and kills; exit code 1 when anything is naked, lost, doubled or unexplained."
     from concurrent.futures import ProcessPoolExecutor
+    from functools import partial
     from arbwork.feed.book import warm as warm_books
+    from arbwork.feed.wire import CODECS
     from arbwork.sim.chaos import schedule, total
+    names = tuple(dict.fromkeys(venues.replace(' ', '').split(',')))
+    if len(names) < 2 or set(names) - set(CODECS): raise ConfigError(f'--venues: found {venues!r}, wanted at least two of {", ".join(CODECS)}')
     warm_books()
     def trace(at_s, line, way, raw):
         if not as_json: print(f'{at_s:9.4f} {line} {way} {raw[:160].decode(errors="replace")}')
-    if seed is not None: found = [schedule(seed, trace=trace)]
+    if seed is not None: found = [schedule(seed, names, trace=trace)]
     else:
         numbers = range(first, first + seeds)
-        with ProcessPoolExecutor(workers) as pool: found = list(pool.map(_chaos_seed, numbers)) if workers > 1 else [_chaos_seed(s) for s in numbers]
+        one = partial(_chaos_seed, venues=names)
+        with ProcessPoolExecutor(workers) as pool: found = list(pool.map(one, numbers, chunksize=4)) if workers > 1 else [one(s) for s in numbers]
     for v in found:
         for why in v.wrong: print(f'seed {v.seed}: {why}', file=sys.stderr)
     show(total(found), as_json, 'chaos')

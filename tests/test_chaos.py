@@ -104,3 +104,8 @@ def test_a_cancel_of_which_nothing_is_heard_is_not_sent_again_at_once():
     "Found by this seed: each silence was followed by another cancel in the same instant, for ever."
     v = schedule(44)
     assert v.good and v.kills, v.wrong
+
+
+def test_four_venues_are_no_worse():
+    verdicts = [schedule(s, ('binance', 'bybit', 'okx', 'kraken')) for s in (2, 3)]
+    assert [v.wrong for v in verdicts] == [[]]*2 and sum(v.trades for v in verdicts) > 40 and all(v.kills for v in verdicts)

@@ -18,7 +18,7 @@ from ..clock import NS, utc
 from ..feed.events import VALID
 from ..market import ArbworkError, ConfigError
 from .parity import compare, lived
-from .promote import (STAGES, Demotion, Manifest, SessionFacts, demote, demotion, promoting, put_in_force, sign, standing)
+from .promote import (STAGES, Demotion, Manifest, SessionFacts, demote, demotion, load_manifest, promoting, put_in_force, sign, standing)
 from ..settings import Ladder, Params, Settings, make_params
 from ..trade.core import Command, SessionStart, TradeReport, replay
 from ..trade.order import Alert
@@ -158,6 +158,8 @@ def raise_stage(
 ):
     "Sign a manifest for the next stage, if its sessions allow."
     with promoting(settings.promoted):
+        now = load_manifest(settings.promoted, manifest.strategy)
+        if now.id != manifest.id: raise ConfigError(f'manifest {manifest.id}: found {now.id} in force for {manifest.strategy}, wanted this one; it came meanwhile, or `arbwork rollback` first')
         note = demotion(settings.promoted, manifest)
         if note and standing(manifest, note) != manifest.stage: raise ConfigError(f'manifest {manifest.id}: demoted to {note.stage or "nothing"} because {note.why}; study again')
         missing = shortfalls(manifest, facts, stage, settings.ladder)

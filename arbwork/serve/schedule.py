@@ -313,6 +313,7 @@ def state(settings:Settings, now_ns:int)->list[dict]:
     "Each job with its last run and its next."
     out = []
     for job, trigger in check_jobs(settings).items():
+        mend(settings, job)
         kept = runs(settings, job)
         last = kept[-1][1] if kept else None
         good = next((r for _, r in reversed(kept) if r.outcome == 'done'), None)

@@ -21,7 +21,7 @@ from arbwork.market import ArbworkError, ConfigError, Listing, decimal
 from arbwork.research import promote as pr
 from arbwork.research.promote import load_study
 from arbwork.research.stages import session_facts
-from arbwork.settings import load_settings
+from arbwork.settings import GATES, MORE_GATES, load_settings
 from arbwork.sim.scenarios import Calibration, stress
 from arbwork.store.ticks import Ticks
 from arbwork.trade.core import Command, replay
@@ -190,6 +190,14 @@ def test_a_stage_wants_sessions_and_an_override_stays(capsys, person):
     m = pr.load_manifest(person.promoted, 'cross')
     assert (m.id, m.stage, m.parent, m.override) == (up['id'], 'shadow', low['id'], 'a rehearsal')
     assert 'further up it takes sessions' in tell(capsys, 'promote', written(person, 'high', stage='canary'), *at, code=2)
+
+
+def test_every_figure_that_can_be_a_gate_can_be_set_as_one(person):
+    assert {*GATES, *MORE_GATES} == set(pr.FIGURES) and person.gates == GATES
+    person.path.write_text(person.path.read_text().replace('[gates]\n', '[gates]\nmax_astray_share = 0.5\n'))
+    assert load_settings(person.path).gates == GATES | dict(max_astray_share=.5)
+    astray = msgspec.structs.replace(load_study(written(person, 'astray')), astray_share=.7)
+    assert [g.passed for g in pr.gates(astray, dict(max_astray_share=.5))] == [False]
 
 
 def test_the_published_schema_is_the_one_of_the_struct():

@@ -9,6 +9,7 @@ import pytest
 from arbwork.clock import WallClock
 from arbwork.decide.contract import Universe
 from arbwork.feed.events import BOOK, VALID, OrderUpdate
+from arbwork.live import warm
 from arbwork.market import ConfigError, DataError, Listing, VenueError
 from arbwork.settings import make_params
 from arbwork.store.journal import open_journal
@@ -50,6 +51,12 @@ def drift(runner):
             row['bid_px'][i], row['ask_px'][i], row['bid_qty'][i], row['ask_qty'][i] = bid - i*0.01, bid + 0.01 + i*0.01, 200, 200
         for link in runner.links.values(): link.row(row)
         runner.on_row(row)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def warmed():
+    "Kernels loaded before the first price, as live does: a loop that stands still for seconds meanwhile holds its news back."
+    warm(SessionStart('warm', 'sim', 'cross', make_params(dict(max_notional=1_000)), UNIVERSE, FUNDS, WallClock().now_ns()))
 
 
 @pytest.fixture

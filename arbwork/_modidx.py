@@ -4347,6 +4347,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'arbwork/trade/runner.py'),
                                       'arbwork.trade.runner.Runner._resting': ( 'trade/runner.html#runner._resting',
                                                                                 'arbwork/trade/runner.py'),
+                                      'arbwork.trade.runner.Runner._resume': ( 'trade/runner.html#runner._resume',
+                                                                               'arbwork/trade/runner.py'),
                                       'arbwork.trade.runner.Runner._say_wallet': ( 'trade/runner.html#runner._say_wallet',
                                                                                    'arbwork/trade/runner.py'),
                                       'arbwork.trade.runner.Runner._start': ('trade/runner.html#runner._start', 'arbwork/trade/runner.py'),

@@ -109,3 +109,9 @@ def test_a_cancel_of_which_nothing_is_heard_is_not_sent_again_at_once():
 def test_four_venues_are_no_worse():
     verdicts = [schedule(s, ('binance', 'bybit', 'okx', 'kraken')) for s in (2, 3)]
     assert [v.wrong for v in verdicts] == [[]]*2 and sum(v.trades for v in verdicts) > 40 and all(v.kills for v in verdicts)
+
+
+def test_news_that_comes_before_a_returning_process_knows_what_it_forgot_is_kept_for_later():
+    "Found by this seed: the fill of an order whose `sent` died with the process came while a venue kept the first question waiting, and halted the session."
+    v = schedule(1304)
+    assert v.good and v.kills, v.wrong

@@ -300,23 +300,33 @@ async def wake(self:Runner, gap_s:float):
     "Make up for it."
     try:
         self.poll()
-        await self.adopt()
-        self._pass('restart', Restart(f'it stood still for {gap_s:.1f} s'))
-        held, self._held = self._held, []
-        self.waking, self._ticked_ns = False, self.wall.now_ns()
-        for kind, body in held: self.give(kind, body)
+        await self._resume(f'it stood still for {gap_s:.1f} s')
     except Exception as e: self.fail(e)
 
 @patch
+async def _resume(self:Runner, why:str):
+    "What a watchdog did, then that nothing is certain any more, then the news that came meanwhile: before the second, an order may have been sent that the core has not."
+    await self.adopt()
+    self._pass('restart', Restart(why))
+    held, self._held = self._held, []
+    self.waking, self._ticked_ns = False, self.wall.now_ns()
+    for kind, body in held: self.give(kind, body)
+
+@patch
 async def adopt(self:Runner, tries:int=3, venue:str=''):
-    "Book what a watchdog did to our trades, here or at one venue, before anything else is done about them; a venue that was never reached is not asked."
+    """Book what a watchdog did to our trades, here or at one venue, before anything else is done about them. A venue that was never reached is not
+    asked, and one that says nothing for as long as a trade may take to be whole is not waited for: its fills are asked for again after that."""
+    patience_s = max(1., self.clock.wall_seconds(self.core.params.deadline_s))
+    async def within(x):
+        try: return await asyncio.wait_for(ask(x), patience_s)
+        except TimeoutError: self.log.error('fills_unknown', venue=x.venue, error=f'nothing for {patience_s:g} s'); return []
     async def ask(x):
         for k in range(tries):
             try: found = await self.links[x.venue].fills(x.instrument, self.core.start.started_ns - 5*NS + getattr(self.links[x.venue], 'offset_ns', 0))
             except workers.NO_WORD as e: self.log.error('fills_unknown', venue=x.venue, error=str(e)); await asyncio.sleep(0.5*2**k)
             else: return [tagged(x.venue, f) for f in found if (w := parse_client_id(f.client_id)) and w[0] == self.session and w[2] >= GUARD_LEG]
         return []
-    for some in await asyncio.gather(*(ask(x) for x in self.core.listings if venue in ('', x.venue) and getattr(self.links[x.venue], 'reached', True))):
+    for some in await asyncio.gather(*(within(x) for x in self.core.listings if venue in ('', x.venue) and getattr(self.links[x.venue], 'reached', True))):
         for f in some: self._pass('fill', f)
 
 # %% ../../nbs/trade/05_runner.ipynb #2222b135
@@ -419,10 +429,9 @@ async def recover(
     if missing: raise ConfigError(f'session {session} was left open at {missing[0]}, found links to {", ".join(links)}; settle it with settings that name {missing[0]}')
     if past.first: (log or Quiet()).error('replay_differs', session=session, first=past.first)
     runner = Runner(past.core, journal, {v: links[v] for v in past.core.venues}, clock, wall, log)
-    runner.why = 'recovered'
+    runner.why, runner.waking = 'recovered', True
     if attach: attach(runner)
-    await runner.adopt()
-    runner.give('restart', Restart('found open at the next start'))
+    await runner._resume('found open at the next start')
     await runner.settled(END_S)
     return runner, await runner.end()
 

@@ -6,12 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from arbwork.clock import WallClock
+from arbwork.clock import NS, WallClock
 from arbwork.decide.contract import Universe
 from arbwork.feed.events import BOOK, VALID, OrderUpdate
 from arbwork.live import warm
 from arbwork.market import ConfigError, DataError, Listing, VenueError
 from arbwork.settings import make_params
+from arbwork.sim.chaos import LoopJournal
+from arbwork.sim.virtual import LoopClock, VirtualLoop, apart
 from arbwork.store.journal import open_journal
 from arbwork.trade.core import Command, Core, SessionStart, replay
 from arbwork.trade.reconcile import session_entries
@@ -32,8 +34,8 @@ class Watched(PaperLink):
         return await super().place(order)
 
 
-def a_session(journal, name='one', **params):
-    clock = WallClock()
+def a_session(journal, name='one', clock=None, **params):
+    clock = clock or WallClock()
     wishes = dict(max_notional=1_000, cooldown_s=60, deadline_s=1, max_age_s=60) | params
     links = {}
     runner = Runner(Core(SessionStart(name, 'sim', 'cross', make_params(wishes), UNIVERSE, FUNDS, clock.now_ns(), window_s=0.2)), journal, links, clock, clock)
@@ -155,3 +157,72 @@ def test_a_session_left_open_at_a_venue_that_is_gone_is_not_forgotten(journal):
     journal.flush()
     with pytest.raises(ConfigError, match='left open at bybit'):
         asyncio.run(recover('one', journal, {'binance': runner.links['binance']}, runner.clock, runner.clock))
+
+
+def virtual(tmp_path, scene, **params):
+    "A session on a loop whose time jumps: `scene` is a coroutine of loop and runner."
+    loop = VirtualLoop()
+    clock, journal = LoopClock(loop, 1_700_000_000*NS), LoopJournal(tmp_path/'virtual.db', loop)
+    try: return loop.run_until_complete(scene(loop, a_session(journal, clock=clock, **params)))
+    finally:
+        journal.close()
+        loop.close()
+
+
+def test_an_idle_hour_is_a_few_turns_a_second_and_ends_on_time(tmp_path):
+    async def scene(loop, runner):
+        runner.poll_s, runner.reconcile_s = 10., 1e6
+        began_ns = runner.clock.now_ns()
+        word = await runner.run(began_ns + 3600*NS)
+        return word, loop.now, loop.turns
+    word, now, turns = apart(virtual, tmp_path, scene)
+    assert word.clean and word.why == 'time is over' and 3600 <= now < 3600.01
+    assert turns < 4*3600 # once a second it says how it is, and the journal writes that
+
+
+def test_a_deadline_is_kept_to_the_millisecond_though_nobody_looks(tmp_path):
+    async def scene(loop, runner):
+        runner.poll_s, silent = 1., asyncio.Event()
+        async def place(order): await silent.wait()
+        runner.links['bybit'].place = place
+        running, late, give = asyncio.ensure_future(runner.run(runner.clock.now_ns() + 10*NS)), [], runner.give
+        def noted(kind, body):
+            if kind == 'timer': late.append(runner.clock.now_ns() - runner.core.next_ns)
+            give(kind, body)
+        runner.give = noted
+        await asyncio.sleep(0.5)
+        drift(runner)
+        await running
+        return late, runner.core.open
+    late, left = apart(virtual, tmp_path, scene)
+    assert len(late) > 1 and not left and all(0 <= x <= NS//1000 for x in late)
+
+
+def test_a_session_that_is_cut_off_does_nothing_more(tmp_path):
+    async def scene(loop, runner):
+        silent = asyncio.Event()
+        async def place(order): await silent.wait()
+        for link in runner.links.values(): link.place = place
+        running = asyncio.ensure_future(runner.run())
+        await asyncio.sleep(0.5)
+        drift(runner)
+        await asyncio.sleep(0.1)
+        assert runner.core.open and runner.core.next_ns
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        runner.journal.flush()
+        before = runner.journal.last('session/one').offset
+        await asyncio.sleep(30)
+        runner.journal.flush()
+        return before, runner.journal.last('session/one').offset
+    before, after = apart(virtual, tmp_path, scene)
+    assert before == after > 1
+
+
+def test_a_halt_ends_a_session_that_is_to_end_then(journal):
+    async def scene():
+        runner = a_session(journal)
+        running = asyncio.ensure_future(runner.run(on_halt=True))
+        journal.append('control', 'command', msgspec.msgpack.encode(Command('h', 'halt', by='me')), ts_ns=0, key='h')
+        return await asyncio.wait_for(running, 60)
+    assert asyncio.run(scene()).why == 'halted: halted by me'

@@ -12,11 +12,10 @@ from arbwork.decide.contract import (CANCEL_REST, HEDGE, INTENT, MAX_INTENTS, MA
 from arbwork.decide.fill import PRINT
 from arbwork.decide.maker import MakerParams, decide, hedge_walk, left_bps
 from arbwork.feed.events import BOOK, INVALID, VALID
-from arbwork.market import BUY, SELL, ConfigError, Listing
+from arbwork.market import BUY, SELL, Listing
 from arbwork.research.assume import Data
 from arbwork.research.backtest import backtest, inventory_of, peeks
 from arbwork.settings import make_params
-from arbwork.trade.core import Core, SessionStart
 
 T0 = 1_704_067_200*NS
 GRIDS = {'binance': ('0.01', '0.0001', '0.0001', '5'), 'bybit': ('0.1', '0.001', '0.001', '5')}
@@ -193,11 +192,6 @@ def test_it_knows_nothing_of_what_comes_later():
 def test_a_short_cooldown_quotes_more():
     d, few = market(seconds=400), make_params(dict(cooldown_s=60.), WISHES)
     assert backtest('maker', data=d, params=few, latency_ns=5_000_000).quotes < backtest('maker', data=d, params=WISHES, latency_ns=5_000_000).quotes
-
-
-def test_a_session_refuses_what_it_cannot_do():
-    start = SessionStart('one', 'sim', 'maker', WISHES, universe(), {v: {a: Decimal(x) for a, x in h.items()} for v, h in HOLDS.items()}, T0)
-    with pytest.raises(ConfigError, match='strategy maker: its orders rest at a venue, wanted one whose orders take'): Core(start)
 
 
 def test_the_side_that_sells_by_resting_is_the_mirror():

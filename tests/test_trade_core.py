@@ -236,7 +236,7 @@ def test_every_pair_is_in_the_table_or_raises():
             else:
                 with pytest.raises(DataError): order_step(state, event)
     assert all((s, 'filled') in ORDER_TABLE for s in ORDER_STATES if s not in ('INTENT', 'REJECTED'))
-    assert {s for s, _ in TRADE_TABLE} | {s for s, _ in TRADE_TABLE.values()} == {'WORKING', 'HEDGING', 'UNWINDING', 'STRANDED', 'DONE'}
+    assert {s for s, _ in TRADE_TABLE} | {s for s, _ in TRADE_TABLE.values()} == {'QUOTING', 'WORKING', 'HEDGING', 'UNWINDING', 'STRANDED', 'DONE'}
 
 
 def test_what_cannot_be_halts_and_is_told():

@@ -50,6 +50,7 @@ class Plain(msgspec.Struct, array_like=True):
     troubles:dict[str, list[int]]
     refused:dict[str, str]
     sent_at:dict[str, list[int]]
+    unfilled:set[int]
 
 # %% ../../nbs/trade/04_fold.ipynb #84f3615c
 class FoldedOrder(msgspec.Struct, array_like=True):
@@ -90,6 +91,11 @@ class FoldedTrade(msgspec.Struct, array_like=True):
     attempts:int
     why:str
     told:bool
+    rests:bool
+    leaving:bool
+    want_px:float
+    want_qty:float
+    quotes:int
 
 class Fold(msgspec.Struct, array_like=True):
     "A core at one moment; trades and fills only as far as they are new."

@@ -7,9 +7,10 @@ never to a failure: the order may rest at the venue, so the venue is asked."""
 
 # %% auto #0
 __all__ = ['ID_LIMIT', 'GUARD_LEG', 'INTENT', 'SENT', 'ACKED', 'PARTLY_FILLED', 'UNKNOWN', 'FILLED', 'CANCELLED', 'REJECTED',
-           'ABSENT', 'ORDER_STATES', 'FINAL', 'ORDER_EVENTS', 'ORDER_TABLE', 'WORKING', 'HEDGING', 'UNWINDING',
-           'STRANDED', 'DONE', 'TRADE_STATES', 'TRADE_TABLE', 'Action', 'client_id', 'parse_client_id', 'order_step',
-           'trade_step', 'new_order', 'worst_px', 'tradable_qty', 'Place', 'Cancel', 'Ask', 'Fetch', 'Alert']
+           'ABSENT', 'ORDER_STATES', 'FINAL', 'ORDER_EVENTS', 'ORDER_TABLE', 'QUOTING', 'WORKING', 'HEDGING',
+           'UNWINDING', 'STRANDED', 'DONE', 'TRADE_STATES', 'TRADE_TABLE', 'Action', 'client_id', 'parse_client_id',
+           'order_step', 'trade_step', 'new_order', 'worst_px', 'tradable_qty', 'Place', 'Cancel', 'Ask', 'Fetch',
+           'Alert']
 
 # %% ../../nbs/trade/00_order.ipynb #d1767b12
 from decimal import Decimal
@@ -74,9 +75,15 @@ def order_step(
     return after
 
 # %% ../../nbs/trade/00_order.ipynb #9dd9d868
-WORKING, HEDGING, UNWINDING, STRANDED, DONE = TRADE_STATES = ('WORKING', 'HEDGING', 'UNWINDING', 'STRANDED', 'DONE')
+QUOTING, WORKING, HEDGING, UNWINDING, STRANDED, DONE = TRADE_STATES = ('QUOTING', 'WORKING', 'HEDGING', 'UNWINDING', 'STRANDED', 'DONE')
 
 TRADE_TABLE = {
+    (QUOTING, 'even'):           (DONE,      ('report',)),
+    (QUOTING, 'slow'):           (QUOTING,   ('cancel',)),
+    (QUOTING, 'requote'):        (QUOTING,   ('quote',)),
+    (QUOTING, 'lone_proceed'):   (QUOTING,   ('hedge',)),
+    (QUOTING, 'lone_cancel'):    (DONE,      ('cancel', 'alert', 'report')),
+    (QUOTING, 'deadline'):       (UNWINDING, ('cancel', 'unwind')),
     (WORKING, 'even'):           (DONE,      ('report',)),
     (WORKING, 'slow'):           (WORKING,   ('cancel',)),
     (WORKING, 'lone_reverse'):   (UNWINDING, ('cancel', 'unwind')),

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from fastcore.basics import patch
 
-from ..decide.fill import CONSUMED, refresh, take
-from ..feed.events import BOOK, Balance, Fill, NewOrder, OrderUpdate
+from ..decide.fill import CONSUMED, beyond, refresh, take
+from ..feed.events import BOOK, VALID, Balance, Fill, NewOrder, OrderUpdate
 from ..market import BUY, DataError, VenueError, decimal
 from .core import Fetched, Sent, Silence, VenueFill, VenueOrder
 from .order import INTENT, SENT, Ask, Cancel, Fetch, Place, parse_client_id
@@ -117,8 +117,10 @@ class PaperLink:
         clock,
         on_event,                     # called with OrderUpdate and Fill
         latency_s:float=0.05,         # from us to the matching engine, market time
+        maker_bps:float|None=None,    # of notional; None: as `taker_bps`
     ):
         self.venue, self.slots, self.listings, self.fee = venue, slots, listings, decimal(taker_bps)/10_000
+        self.maker_fee, self.resting = self.fee if maker_bps is None else decimal(maker_bps)/10_000, {} # client id to what rests
         self.holdings, self.clock, self.on_event, self.latency_s = dict(balances), clock, on_event, latency_s
         self.books, self.consumed = np.zeros(len(slots), BOOK), np.zeros(len(slots), CONSUMED)
         self.place_of = {slot: i for i, slot in enumerate(slots.values())}
@@ -130,15 +132,20 @@ class PaperLink:
         if i is None: return
         self.books[i] = row
         refresh(self.books, i, self.consumed, i)
+        if self.resting: self._reached(i)
 
-    async def cancel(self, instrument:str, client_id:str)->OrderUpdate: return await self.order(instrument, client_id)
+    async def cancel(self, instrument:str, client_id:str)->OrderUpdate:
+        await self.clock.sleep(self.latency_s)
+        if self.resting.pop(client_id, None): self._says(client_id, 'cancelled')
+        return await self.order(instrument, client_id)
 
     async def place(self, order:NewOrder)->OrderUpdate:
         await self.clock.sleep(self.latency_s)
         if order.client_id in self.done: raise VenueError(f'{self.venue} {order.client_id}: an order of this name exists', 'duplicate_id')
         i, (base, _, quote) = self.place_of[self.slots[order.instrument]], order.instrument.partition('-')
         paid = (quote, order.qty*order.px) if order.side == BUY else (base, order.qty)
-        if self.holdings.get(paid[0], Decimal(0)) < paid[1]: raise VenueError(f'{self.venue} {order.client_id}: too little {paid[0]}', 'insufficient_funds')
+        if self._free(paid[0]) < paid[1]: raise VenueError(f'{self.venue} {order.client_id}: too little {paid[0]}', 'insufficient_funds')
+        if order.tif == 'POST_ONLY': return self._rest(i, order)
         filled, notional = take(self.books, i, self.consumed, i, order.side, float(order.qty), float(order.px))
         qty, word = self._book(order, filled, notional)
         update = self.done[order.client_id] = OrderUpdate(order.client_id, word, order.instrument, order.side,
@@ -148,17 +155,17 @@ class PaperLink:
 
 # %% ../../nbs/trade/03_workers.ipynb #8e3357fe
 @patch
-def _book(self:PaperLink, order:NewOrder, filled:float, notional:float)->tuple[Decimal, str]:
+def _book(self:PaperLink, order:NewOrder, filled:float, notional:float, maker:bool=False)->tuple[Decimal, str]:
     "Turn what the model gave into one fill and move the paper."
-    lot, word = self.listings[order.instrument].lot, f'paper{len(self.done) + 1}'
+    lot, word = self.listings[order.instrument].lot, self.done[order.client_id].venue_id if maker else f'paper{len(self.done) + 1}'
     qty = round(decimal(filled)/lot)*lot
     if not qty: return qty, word
     base, _, quote = order.instrument.partition('-')
     px = round(decimal(notional)/decimal(filled), 8)
     got, gave = ((base, qty), (quote, qty*px)) if order.side == BUY else ((quote, qty*px), (base, qty))
-    fee = got[1]*self.fee
+    fee = got[1]*(self.maker_fee if maker else self.fee)
     for asset, x in ((got[0], got[1] - fee), (gave[0], -gave[1])): self.holdings[asset] = self.holdings.get(asset, Decimal(0)) + x
-    f = Fill(order.client_id, word, f'{word}-1', order.instrument, order.side, px, qty, fee, got[0], False, self.clock.now_ns())
+    f = Fill(order.client_id, word, f'{word}-{len(self.all_fills) + 1}', order.instrument, order.side, px, qty, fee, got[0], maker, self.clock.now_ns())
     self.all_fills.append(f)
     self.on_event(f)
     return qty, word
@@ -167,10 +174,48 @@ def _book(self:PaperLink, order:NewOrder, filled:float, notional:float)->tuple[D
 async def order(self:PaperLink, instrument:str, client_id:str)->OrderUpdate:
     return self.done.get(client_id) or OrderUpdate(client_id, '', instrument, 0, 'unknown_order', Decimal(0), Decimal(0), self.clock.now_ns())
 @patch
-async def open_orders(self:PaperLink, instrument:str='')->list[OrderUpdate]: return []
+async def open_orders(self:PaperLink, instrument:str='')->list[OrderUpdate]: return [self.done[x] for x, o in self.resting.items() if instrument in ('', o.instrument)]
 @patch
 async def fills(self:PaperLink, instrument:str, since_ns:int)->list[Fill]: return [f for f in self.all_fills if f.instrument == instrument and f.ts_venue_ns >= since_ns]
 @patch
 async def balances(self:PaperLink)->list[Balance]: return [Balance(a, x, Decimal(0)) for a, x in self.holdings.items()]
 @patch
 async def close(self:PaperLink): "Nothing is held."
+
+# %% ../../nbs/trade/03_workers.ipynb #f5223938
+@patch
+def _free(self:PaperLink, asset:str)->Decimal:
+    "What is held of an asset and not promised by an order that rests."
+    needs = (o.qty - self.done[o.client_id].filled_qty for o in self.resting.values() if o.side != BUY and o.instrument.startswith(f'{asset}-'))
+    money = ((o.qty - self.done[o.client_id].filled_qty)*o.px for o in self.resting.values() if o.side == BUY and o.instrument.endswith(f'-{asset}'))
+    return self.holdings.get(asset, Decimal(0)) - sum(needs) - sum(money)
+
+@patch
+def _says(self:PaperLink, client_id:str, status:str, qty:Decimal=Decimal(0))->OrderUpdate:
+    "How an order that rested is now, with so much more of it filled."
+    was = self.done[client_id]
+    now = self.done[client_id] = msgspec.structs.replace(was, status=status, filled_qty=was.filled_qty + qty, ts_venue_ns=self.clock.now_ns())
+    self.on_event(now)
+    return now
+
+@patch
+def _rest(self:PaperLink, i:int, order:NewOrder)->OrderUpdate:
+    "Let it rest, unless it would take."
+    other = float(self.books[i]['ask_px' if order.side == BUY else 'bid_px'][0])
+    if self.books[i]['state'] == VALID and other > 0 and beyond(order.side, other, float(order.px)) >= 0: raise VenueError(f'{self.venue} {order.client_id}: would take at {other:g}', 'would_cross')
+    self.done[order.client_id] = OrderUpdate(order.client_id, f'paper{len(self.done) + 1}', order.instrument, order.side, 'acked', order.qty, Decimal(0), self.clock.now_ns())
+    self.resting[order.client_id] = order
+    return self._says(order.client_id, 'acked')
+
+@patch
+def _reached(self:PaperLink, i:int):
+    "What a new book takes of what rests there."
+    if self.books[i]['state'] != VALID: return
+    for name, o in list(self.resting.items()):
+        if self.place_of[self.slots[o.instrument]] != i: continue
+        got, _ = take(self.books, i, self.consumed, i, o.side, float(o.qty - self.done[name].filled_qty), float(o.px))
+        qty, _ = self._book(o, got, got*float(o.px), True)
+        if not qty: continue
+        whole = self.done[name].filled_qty + qty == o.qty
+        if whole: self.resting.pop(name)
+        self._says(name, 'filled' if whole else 'partly_filled', qty)

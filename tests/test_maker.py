@@ -1,4 +1,6 @@
 "`maker`: what its orders leave, when they move, and what a backtest makes of them when others trade."
+import asyncio
+import threading
 from decimal import Decimal
 
 import numpy as np
@@ -14,8 +16,15 @@ from arbwork.decide.maker import MakerParams, decide, hedge_walk, left_bps
 from arbwork.feed.events import BOOK, INVALID, VALID
 from arbwork.market import BUY, SELL, Listing
 from arbwork.research.assume import Data
-from arbwork.research.backtest import backtest, inventory_of, peeks
-from arbwork.settings import make_params
+from arbwork.research.backtest import backtest, inventory_of, peeks, prepare
+from arbwork.research.placebo import placebos
+from arbwork.research.recorded import recorded
+from arbwork.research.sweep import sweep
+from arbwork.settings import load_settings, make_params
+from arbwork.sim.scenarios import load_scenario
+from arbwork.sim.server import World
+from arbwork.store.collect import collect
+from arbwork.store.tape import open_ticks, others
 
 T0 = 1_704_067_200*NS
 GRIDS = {'binance': ('0.01', '0.0001', '0.0001', '5'), 'bybit': ('0.1', '0.001', '0.001', '5')}
@@ -199,3 +208,55 @@ def test_the_side_that_sells_by_resting_is_the_mirror():
     d.show(0, 998., 1_000.)
     d.show(1, 997., 998.)
     assert kinds(d, d.say()) == [REST, HEDGE] and (d.out['side'][0], d.out['limit_px'][0]) == (SELL, pytest.approx(999.99))
+
+
+def test_trades_of_a_tape_are_met_by_whoever_runs_it():
+    d, how = market(seconds=300), dict(latency_ns=5_000_000)
+    given, of_tape = backtest('maker', data=d, params=WISHES, **how), prepare(d.rows, d.universe, prints=d.prints)
+    same = backtest('maker', of_tape, d.universe, WISHES, inventory=inventory_of(d.universe, HOLDS), **how)
+    without = backtest('maker', d.rows, d.universe, WISHES, inventory=inventory_of(d.universe, HOLDS), **how)
+    assert same.fills.tobytes() == given.fills.tobytes() and len(given.fills) > len(without.fills)
+    assert backtest('maker', prepare(d.rows, d.universe), d.universe, WISHES, inventory=inventory_of(d.universe, HOLDS), prints=d.prints, **how).fills.tobytes() == given.fills.tobytes()
+    grid, held = dict(min_edge_bps=[.5, 4.]), dict(base=WISHES, inventory=inventory_of(d.universe, HOLDS), **how)
+    one, two = (sweep('maker', of_tape, d.universe, grid, workers=n, **held) for n in (1, 2))
+    assert one.results[0].fills.tobytes() == given.fills.tobytes() and [r.fills.tobytes() for r in two.results] == [r.fills.tobytes() for r in one.results]
+    false = placebos('maker', of_tape, d.universe, WISHES, delays_s=(1.,), inventory=inventory_of(d.universe, HOLDS), **how).set_index('placebo')
+    assert false.loc['truth', 'trades'] == given.funnel['trade'] and false.loc['lag', 'trades'] > 0
+
+
+ALL = {'binance': 'binance', 'bybit': 'bybit', 'okx': 'okx', 'kraken': 'kraken', 'ccxt:coinbase': 'coinbase'} # in settings, in the simulator
+
+
+def test_trades_printed_by_simulated_venues_are_recorded_and_fill_what_rests(tmp_path):
+    "Five wire formats, one recording, one tape."
+    scenario = load_scenario('link-2021-08-20', minutes=120, venues=tuple(ALL.values()))
+    async def record():
+        world = World(list(ALL.values()), scenario, 0, 30., lead_s=0.)
+        await world.start()
+        try:
+            lines = ''.join(f'[venue:{v}]\n' + ''.join(f'{k} = {"http" if k == "rest" else "ws"}://127.0.0.1:{world.ports[ALL[v]]}\n' for k in ('rest', 'public_ws', 'private_ws', 'trade_ws'))
+                            + 'maker_bps = 0\ntaker_bps = 1\nlatency_ms = 50\n' for v in ALL)
+            (tmp_path/'settings.ini').write_text('[arbwork]\nvenues = ' + ', '.join(ALL) + '\ninstruments = LINK-USDT\nvar = var\nstrategies = s\njournal = sqlite:///var/j.db\n'
+                                                 'ticks = lmdb://var/ticks\nboard = var/board.bin\nrecord = books, trades\n' + lines)
+            enough = threading.Event()
+            def look(report): # until all have been heard for a while, however long one takes to connect
+                if all(x['trades'] > 80 for x in report['venues'].values()): enough.set()
+            report = await collect(load_settings(tmp_path/'settings.ini'), world.clock, until_ns=world.last_ns, on_progress=look, stop_event=enough)
+            return report['venues'], {v: {int(f.fill_id): f for f in world.venues[x].trades} for v, x in ALL.items()}
+        finally: await world.stop()
+    (report, printed), s = asyncio.run(record()), load_settings(tmp_path/'settings.ini')
+    data, store = recorded(s), open_ticks(s)
+    heard = others(store, [(x.venue, x.instrument) for x in data.universe.listings])
+    store.close()
+    for slot, about in enumerate(data.about):
+        mine, was = heard[heard['slot'] == slot], printed[about['venue']]
+        assert about['trades'] == len(mine) > 80 and len(set(mine['id'].tolist())) == len(mine), about
+        for row in mine:
+            f = was[int(row['id'])]
+            assert (row['px'], row['qty'], row['side']) == (float(f.px), float(f.qty), f.side) and abs(int(row['ts_venue_ns']) - f.ts_venue_ns) < 1_000_000, (about['venue'], row, f)
+        first, last = mine['id'].min(), mine['id'].max()
+        assert report[about['venue']]['reconnects'] or len(mine) == sum(first <= k <= last for k in was), f'{about["venue"]} lost some in between'
+    assert (np.diff(heard['ts_recv_ns']) >= 0).all() and (heard['ts_recv_ns'] >= heard['ts_venue_ns'] - 1_000_000).all()
+    ask = dict(params=make_params(dict(min_edge_bps=0., max_notional=500., max_skew_s=5.), WISHES), inventory={v: {'LINK': 1e4, 'USDT': 1e6} for v in ALL}, latency_ns=50_000_000)
+    met, alone = (backtest('maker', t, data.universe, **ask) for t in (data.tape, data.tape.rows))
+    assert (met.fills['maker'] == 1).sum() > (alone.fills['maker'] == 1).sum()

@@ -611,6 +611,7 @@ class Tape:
     ends_ns:np.ndarray   # (buckets,) UTC
     firsts:np.ndarray    # (buckets,) first row after each bucket's end
     touches:tuple        # `Touches`: what the rows say whatever the fees are
+    prints:tuple|None = None # trades of others (m,) of PRINT by slot and time, and where each slot begins; None: none were recorded
 
 @jit
 def _index(rows, next_row, latest, slots): # fills next_row and latest
@@ -679,9 +680,10 @@ def prepare(
     tape:np.ndarray,       # (n,) of BOOK, sorted by ts_recv_ns, slots as in the universe
     universe:Universe,
     bucket_s:float=60.,    # of the equity curve
+    prints:np.ndarray|None=None, # (m,) of PRINT, trades of others
 )->Tape:
     "A tape that can be run many times; `DataError` when it cannot be right."
-    if isinstance(tape, Tape): return tape
+    if isinstance(tape, Tape): return tape if prints is None else replace(tape, prints=sorted_prints(prints, len(tape.specs)))
     if tape.dtype != BOOK: raise DataError(f'tape: found rows of {tape.dtype}, wanted BOOK')
     if not len(tape): raise DataError('tape: found no rows, wanted at least one')
     if not bucket_s > 0: raise ConfigError(f'bucket_s: found {bucket_s}, wanted above 0')
@@ -695,7 +697,8 @@ def prepare(
     _index(tape, next_row, latest, len(specs))
     first, last, width = int(tape['ts_recv_ns'][0]), int(tape['ts_recv_ns'][-1]), int(bucket_s*NS)
     ends = first - first%width + width*np.arange(1, (last - (first - first%width))//width + 2, dtype=np.int64)
-    return Tape(tape, specs, next_row, latest, ends, np.searchsorted(tape['ts_recv_ns'], ends, side='right'), touches(tape, specs))
+    return Tape(tape, specs, next_row, latest, ends, np.searchsorted(tape['ts_recv_ns'], ends, side='right'), touches(tape, specs),
+                None if prints is None else sorted_prints(prints, len(specs)))
 
 # %% ../../nbs/research/00_backtest.ipynb #e6dd57e6
 @jit
@@ -800,7 +803,7 @@ def make_world(tape, strategy, universe, params, inventory, ways, costs, prints,
     slots, assets = len(tape.specs), universe.assets
     charge, tiers, prices = charges(costs, universe)
     latest, marks = np.full(slots, -1, np.int64), np.array([prices.get(a, 0.) for a in assets])
-    trades, begins = sorted_prints(prints, slots)
+    trades, begins = prints if isinstance(prints, tuple) else sorted_prints(prints, slots)
     specs = tape.specs.copy()
     for venue, (maker_bps, taker_bps) in first_fees(costs, universe).items():
         here = specs['venue'] == universe.venues.index(venue)
@@ -855,7 +858,7 @@ def backtest(
     fee_in:str='quote',    # or 'received': the asset the venue takes its fee in
     bucket_s:float=60.,    # of the equity curve
     jitter:float=0.,       # exponential addition to each latency, as a share of it
-    prints:np.ndarray|None=None, # (m,) of PRINT, trades of others
+    prints:np.ndarray|None=None, # (m,) of PRINT, trades of others; None: those of the tape
     lean_bps=None,         # (slots,) added to the minimum edge where it is sold, taken from it where it is bought; None: nothing
     skip:bool=True,        # False visits every row; the result is the same
     ready:Look|None=None,  # from `look_at`, where a sweep has it already
@@ -865,6 +868,7 @@ def backtest(
     strategy = strategy_of(strategy)
     rows, universe, inventory, prints, about = _world_of(tape, universe, data, inventory, latency, prints, seed)
     tape, run, room, costs = prepare(rows, universe, bucket_s), run_of(strategy), 1_024, costs or Costs(fee_in=fee_in)
+    if prints is None: prints = tape.prints
     if lean_bps is not None: tape = _leaning(tape, lean_bps)
     params, ways, n = strategy.wishes(params), _ways(universe, latency, latency_ns, jitter, seed), len(tape.rows)
     knows, least_bps = run is _run and not costs.tiers and shown is None and (skip or ready is not None), params.min_edge_bps - float(np.ptp(tape.specs['lean_bps']))

@@ -87,7 +87,8 @@ def placebos(
     **how,                  # of `backtest`: inventory, latency_ns, fee_in, ...
 )->pd.DataFrame: # placebo, detail, trades, pnl, share: of what the truth earned, NaN where that is not above 0
     "The truth first, then each way of spoiling what the strategy knows."
-    rows, lines = prepare(tape, universe).rows, []
+    tape, lines = prepare(tape, universe), []
+    rows, how = tape.rows, dict(prints=tape.prints) | how # trades of others happen all the same
     def run(name, detail, rows, p, **more):
         r = backtest(strategy, rows, universe, p, **how, **more)
         lines.append((name, detail, r.funnel['trade'], r.pnl_quote))

@@ -158,12 +158,14 @@ def _results(strategy, tape, universe, sets, how, on_progress=None)->list[Result
     return results
 
 @lru_cache(1)
-def _mapped(path, universe, bucket_s): return prepare(np.load(path, mmap_mode='c').view(BOOK), _UNIVERSES[universe], bucket_s)
+def _mapped(paths, universe, bucket_s):
+    rows, prints = (np.load(path, mmap_mode='c') if path else None for path in paths)
+    return prepare(rows.view(BOOK), _UNIVERSES[universe], bucket_s, prints)
 
 _UNIVERSES = {} # by their bytes: what is passed to `lru_cache` must be hashable
 
-def _chunk(sets, strategy, rows, universe, bucket_s, how)->list[Result]: # in another process
-    if not isinstance(rows, str): return _results(strategy, prepare(rows.view(BOOK), universe, bucket_s), universe, sets, how)
+def _chunk(sets, strategy, rows, universe, bucket_s, how)->list[Result]: # in another process; rows and prints, or where they are
+    if not isinstance(rows[0], str): return _results(strategy, prepare(rows[0].view(BOOK), universe, bucket_s, rows[1]), universe, sets, how)
     key = msgspec.json.encode(universe, order='sorted', enc_hook=str)
     _UNIVERSES[key] = universe
     return _results(strategy, _mapped(rows, key, bucket_s), universe, sets, how)
@@ -177,9 +179,10 @@ def _over_processes(strategy, tape, universe, sets, bucket_s, how, workers, tell
     "Shared out over processes of this machine."
     out = [None]*len(sets)
     with tempfile.TemporaryDirectory(prefix='arbwork-') as folder:
-        path = str(Path(folder)/'books.npy')
-        np.save(path, tape.rows)
-        work = partial(_chunk, strategy=strategy, rows=path, universe=universe, bucket_s=bucket_s, how=how)
+        paths = str(Path(folder)/'books.npy'), str(Path(folder)/'prints.npy') if tape.prints else ''
+        np.save(paths[0], tape.rows)
+        if tape.prints: np.save(paths[1], tape.prints[0])
+        work = partial(_chunk, strategy=strategy, rows=paths, universe=universe, bucket_s=bucket_s, how=how)
         with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
             asked = {pool.submit(work, part): (at, len(part)) for at, part in _shares(sets, workers)}
             for done in as_completed(asked):
@@ -196,7 +199,7 @@ def _over_cluster(strategy, tape, universe, sets, bucket_s, how, address, tell)-
     try: client = Client(address, timeout='10s')
     except (OSError, TimeoutError) as e: raise ConfigError(f'dask = {address}: no scheduler answers there ({e})') from e
     with client:
-        rows = client.scatter(tape.rows, broadcast=True)
+        rows = client.scatter((tape.rows, tape.prints and tape.prints[0]), broadcast=True)
         work = partial(_chunk, strategy=strategy, universe=universe, bucket_s=bucket_s, how=how)
         shares = _shares(sets, max(1, len(client.scheduler_info()['workers'])))
         asked = {client.submit(work, part, rows=rows, pure=False): (at, len(part)) for at, part in shares}

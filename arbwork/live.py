@@ -38,7 +38,7 @@ from .decide.step import mend
 from .decide.strategies import strategy_of
 from .feed.codec import Keys
 from .feed.connect import market_feed, trade_link, venue_listings, venue_time_ns, window_s
-from .feed.events import BOOK, OrderUpdate
+from .feed.events import BOOK, OrderUpdate, Trade
 from .market import ArbworkError, ConfigError, VenueError, decimal, refused
 from .research.promote import Manifest, demote, demotion, history, load_manifest, public_keys, standing, verify
 from .research.stages import Demote, capped, facts_of, lower, review, take_up
@@ -187,11 +187,12 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
         self.links[name] = ShadowLink(name, link) if mode == 'shadow' else link
 
 @patch
-def listen(self:Desk, on_row):
+def listen(self:Desk, on_row, on_trade=None): # called with the venue, a trade of others and when it was heard; None: trades are not subscribed to
     "Start the feeds."
     for name, v in self.settings.venues.items():
         feed = self.feeds[name] = market_feed(v, self.listings(name), self.slots(name), self.clock, on_row,
             on_problem=lambda kind, detail, name=name: self.log.warning(f'feed_{kind}', venue=name, detail=detail), rng=random.Random(f'{self.settings.seed}/{name}/feed'))
+        if on_trade: self.hear_trades(name, feed, on_trade)
         task = asyncio.create_task(feed.run(), name=f'feed {name}')
         task.add_done_callback(self.lost)
         self.tasks.append(task)
@@ -207,6 +208,19 @@ async def close(self:Desk):
     for task in self.tasks: task.cancel()
     await asyncio.gather(*self.tasks, return_exceptions=True)
     for link in self.links.values(): await link.close()
+
+# %% ../nbs/90_live.ipynb #876cc114
+@patch
+def hear_trades(self:Desk, venue:str, feed, on_trade):
+    "Let a feed subscribe to trades too."
+    feed.on_event, feed.kinds = lambda e: on_trade(venue, e, getattr(feed, 'heard_ns', 0)) if type(e) is Trade else None, ('book', 'trade')
+
+@patch
+def met(self:Desk, venue:str, e:Trade, heard_ns:int):
+    "A trade of others: orders of paper may be met, and the journal keeps it."
+    link = self.links.get(venue)
+    if isinstance(link, PaperLink): link.traded(e)
+    self.runner.on_trade(self.universe.slot(venue, e.instrument), e, heard_ns)
 
 # %% ../nbs/90_live.ipynb #07f1b47a
 async def settle(desk:Desk, journal, mode:str, wall)->list[dict]: # one for each session that was settled
@@ -443,7 +457,7 @@ async def trade(args, desk:Desk, runner:Runner)->Stop:
     def on_row(row):
         for link in papers: link.row(row)
         runner.on_row(row)
-    desk.listen(on_row)
+    desk.listen(on_row, desk.met if runner.core.strategy.rests else None)
     gc.collect()
     gc.freeze()
     until_ns = None if args.minutes is None else desk.clock.now_ns() + int(args.minutes*60*NS)

@@ -227,6 +227,17 @@ def test_trades_of_a_tape_are_met_by_whoever_runs_it():
 ALL = {'binance': 'binance', 'bybit': 'bybit', 'okx': 'okx', 'kraken': 'kraken', 'ccxt:coinbase': 'coinbase'} # in settings, in the simulator
 
 
+def settings_at(folder, ports):
+    "Settings of one person for venues at these ports; makers pay nothing, so that much rests."
+    folder.mkdir(exist_ok=True)
+    lines = ''.join(f'[venue:{v}]\n' + ''.join(f'{k} = {"http" if k == "rest" else "ws"}://127.0.0.1:{port}\n' for k in ('rest', 'public_ws', 'private_ws', 'trade_ws'))
+                    + 'maker_bps = 0\ntaker_bps = 1\nlatency_ms = 50\n' for v, port in ports.items())
+    (folder/'settings.ini').write_text('[arbwork]\nvenues = ' + ', '.join(ports) + '\ninstruments = LINK-USDT\nvar = var\nstrategies = s\njournal = sqlite:///var/j.db\n'
+                                       'ticks = lmdb://var/ticks\nboard = var/board.bin\nrecord = books, trades\n' + lines)
+    (folder/'var').mkdir(exist_ok=True)
+    return load_settings(folder/'settings.ini')
+
+
 def test_trades_printed_by_simulated_venues_are_recorded_and_fill_what_rests(tmp_path):
     "Five wire formats, one recording, one tape."
     scenario = load_scenario('link-2021-08-20', minutes=120, venues=tuple(ALL.values()))
@@ -234,17 +245,14 @@ def test_trades_printed_by_simulated_venues_are_recorded_and_fill_what_rests(tmp
         world = World(list(ALL.values()), scenario, 0, 30., lead_s=0.)
         await world.start()
         try:
-            lines = ''.join(f'[venue:{v}]\n' + ''.join(f'{k} = {"http" if k == "rest" else "ws"}://127.0.0.1:{world.ports[ALL[v]]}\n' for k in ('rest', 'public_ws', 'private_ws', 'trade_ws'))
-                            + 'maker_bps = 0\ntaker_bps = 1\nlatency_ms = 50\n' for v in ALL)
-            (tmp_path/'settings.ini').write_text('[arbwork]\nvenues = ' + ', '.join(ALL) + '\ninstruments = LINK-USDT\nvar = var\nstrategies = s\njournal = sqlite:///var/j.db\n'
-                                                 'ticks = lmdb://var/ticks\nboard = var/board.bin\nrecord = books, trades\n' + lines)
+            s = settings_at(tmp_path, {v: world.ports[ALL[v]] for v in ALL})
             enough = threading.Event()
             def look(report): # until all have been heard for a while, however long one takes to connect
                 if all(x['trades'] > 80 for x in report['venues'].values()): enough.set()
-            report = await collect(load_settings(tmp_path/'settings.ini'), world.clock, until_ns=world.last_ns, on_progress=look, stop_event=enough)
-            return report['venues'], {v: {int(f.fill_id): f for f in world.venues[x].trades} for v, x in ALL.items()}
+            report = await collect(s, world.clock, until_ns=world.last_ns, on_progress=look, stop_event=enough)
+            return s, report['venues'], {v: {int(f.fill_id): f for f in world.venues[x].trades} for v, x in ALL.items()}
         finally: await world.stop()
-    (report, printed), s = asyncio.run(record()), load_settings(tmp_path/'settings.ini')
+    s, report, printed = asyncio.run(record())
     data, store = recorded(s), open_ticks(s)
     heard = others(store, [(x.venue, x.instrument) for x in data.universe.listings])
     store.close()
@@ -260,3 +268,55 @@ def test_trades_printed_by_simulated_venues_are_recorded_and_fill_what_rests(tmp
     ask = dict(params=make_params(dict(min_edge_bps=0., max_notional=500., max_skew_s=5.), WISHES), inventory={v: {'LINK': 1e4, 'USDT': 1e6} for v in ALL}, latency_ns=50_000_000)
     met, alone = (backtest('maker', t, data.universe, **ask) for t in (data.tape, data.tape.rows))
     assert (met.fills['maker'] == 1).sum() > (alone.fills['maker'] == 1).sum()
+
+
+def test_a_session_whose_orders_rest_hears_trades_and_its_journal_is_a_tape(tmp_path):
+    "Paper accounts at two simulated venues: the day is journalled, decides the same again, and can be studied as it was heard."
+    from arbwork.live import Desk, list_universe
+    from arbwork.research.recorded import lived_tape
+    from arbwork.store.journal import open_journal
+    from arbwork.store.tables import TRADE
+    from arbwork.trade.core import Core, SessionStart, replay
+    from arbwork.trade.reconcile import session_entries
+    from arbwork.trade.runner import Quiet, Runner
+    from test_trade_live import until
+    scenario = load_scenario('link-2021-08-20', minutes=120, venues=('binance', 'bybit'))
+    async def live(strategy, enough):
+        world = World(['binance', 'bybit'], scenario, 0, 30., lead_s=0.)
+        await world.start()
+        try:
+            s = settings_at(tmp_path/strategy, {v: world.ports[v] for v in world.venues})
+            desk = Desk(s, await list_universe(s), world.clock, Quiet())
+            await desk.connect('paper', {'LINK': Decimal(5_000), 'USDT': Decimal(100_000)})
+            journal = open_journal(s.journal)
+            start = SessionStart('day', 'paper', strategy, make_params(dict(max_notional=500., min_edge_bps=0., cooldown_s=0., max_age_s=60., max_skew_s=60., trades_per_hour=1e4), s.params), desk.universe,
+                                 {v: {'LINK': Decimal(5_000), 'USDT': Decimal(100_000)} for v in desk.links}, world.clock.now_ns())
+            runner = Runner(Core(start), journal, desk.links, world.clock, world.clock)
+            desk.attach(runner)
+            runner.begin()
+            def on_row(row):
+                for link in desk.links.values(): link.row(row)
+                runner.on_row(row)
+            desk.listen(on_row, desk.met if runner.core.strategy.rests else None)
+            await until(lambda: runner.failure or enough(journal, runner), 300)
+            await desk.close()
+            journal.flush()
+            entries, printed = list(session_entries(journal, 'day')), [{int(f.fill_id): f for f in v.trades} for v in world.venues.values()]
+            journal.close()
+            assert runner.failure is None
+            return entries, printed
+        finally: await world.stop()
+    def both(journal, runner):
+        heard = [int(np.frombuffer(e.body, TRADE)['slot'][0]) for e in journal.read('session/day', 0, 10_000, kind='prints')]
+        return min(heard.count(0), heard.count(1)) > 20 and runner.core.row_count > 60
+    entries, printed = asyncio.run(live('maker', both))
+    tape, universe = lived_tape(entries)
+    begins = tape.prints[1]
+    assert begins[1] > 20 and begins[2] > begins[1] + 20 and len(tape.rows) > 60
+    of = {(int(x['slot']), float(x['px']), float(x['qty']), int(x['side'])) for x in tape.prints[0]}
+    assert of <= {(k, float(f.px), float(f.qty), f.side) for k, fills in enumerate(printed) for f in fills.values()}
+    again = replay(entries)
+    assert again.identical == again.total > 0
+    assert backtest('maker', tape, universe, WISHES, inventory={v: {'LINK': 1e4, 'USDT': 1e6} for v in universe.venues}).rows == len(tape.rows)
+    entries, _ = asyncio.run(live('cross', lambda j, r: r.core.row_count > 60))
+    assert not any(e.kind == 'prints' for e in entries)

@@ -19,8 +19,9 @@ from fastcore.basics import patch
 
 from ..clock import NS
 from ..decide.risk import HALTED
-from ..feed.events import Balance, Fill, OrderUpdate
+from ..feed.events import Balance, Fill, OrderUpdate, Trade
 from ..market import ArbworkError, ConfigError, DataError, VenueError
+from ..store.tables import trade_rows
 from . import workers
 from .core import MADE, STEP, Ack, Balances, Command, Core, Fetched, Health, Restart, Silence, Stop, Timer, TradeReport
 from .ledger import differences
@@ -104,6 +105,15 @@ def on_event(self:Runner, venue:str, event:OrderUpdate|Fill|Balance):
     "What a venue says by itself."
     if isinstance(event, Fill): self.give('fill', tagged(venue, event))
     elif isinstance(event, OrderUpdate): self.give('order', tagged(venue, event))
+
+# %% ../../nbs/trade/05_runner.ipynb #5e9abf49
+@patch
+def on_trade(self:Runner, slot:int, trade:Trade, heard_ns:int=0):
+    "A trade of others, from a feed; it is written down and nothing else."
+    if self.closed: return
+    now_ns = heard_ns or self.clock.now_ns()
+    try: self.journal.append_rows(self.stream, 'prints', trade_rows([(now_ns, slot, trade)]), now_ns)
+    except ArbworkError as e: self.fail(e)
 
 # %% ../../nbs/trade/05_runner.ipynb #f1f13d4a
 @patch

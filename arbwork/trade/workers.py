@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from fastcore.basics import patch
 
-from ..decide.fill import CONSUMED, beyond, refresh, take
-from ..feed.events import BOOK, VALID, Balance, Fill, NewOrder, OrderUpdate
+from ..decide.fill import BEHIND, CONSUMED, beyond, queue_print, queue_row, refresh, shown_at, take
+from ..feed.events import BOOK, VALID, Balance, Fill, NewOrder, OrderUpdate, Trade
 from ..market import BUY, DataError, VenueError, decimal
 from .core import Fetched, Sent, Silence, VenueFill, VenueOrder
 from .order import INTENT, SENT, Ask, Cancel, Fetch, Place, parse_client_id
@@ -124,7 +124,7 @@ class PaperLink:
         self.holdings, self.clock, self.on_event, self.latency_s = dict(balances), clock, on_event, latency_s
         self.books, self.consumed = np.zeros(len(slots), BOOK), np.zeros(len(slots), CONSUMED)
         self.place_of = {slot: i for i, slot in enumerate(slots.values())}
-        self.done, self.all_fills = {}, []
+        self.done, self.all_fills, self.ahead = {}, [], {} # ahead: client id to base before it at its price
 
     def row(self, row):
         "A new book of this venue."
@@ -214,6 +214,22 @@ def _reached(self:PaperLink, i:int):
     for name, o in list(self.resting.items()):
         if self.place_of[self.slots[o.instrument]] != i: continue
         got, _ = take(self.books, i, self.consumed, i, o.side, float(o.qty - self.done[name].filled_qty), float(o.px))
+        qty, _ = self._book(o, got, got*float(o.px), True)
+        if not qty: continue
+        whole = self.done[name].filled_qty + qty == o.qty
+        if whole: self.resting.pop(name)
+        self._says(name, 'filled' if whole else 'partly_filled', qty)
+
+# %% ../../nbs/trade/03_workers.ipynb #831b86f9
+@patch
+def traded(self:PaperLink, e:Trade):
+    "A trade between others: what stood before an order of ours is eaten first."
+    for name, o in list(self.resting.items()):
+        if o.instrument != e.instrument or o.side == e.side: continue
+        i, left = self.place_of[self.slots[o.instrument]], float(o.qty - self.done[name].filled_qty)
+        if self.books[i]['state'] != VALID: continue
+        ahead = queue_row(self.ahead.get(name, np.inf), np.inf, 0., shown_at(self.books[i], o.side, float(o.px)), BEHIND)
+        self.ahead[name], got = queue_print(ahead, left, o.side, float(o.px), e.px, e.qty)
         qty, _ = self._book(o, got, got*float(o.px), True)
         if not qty: continue
         whole = self.done[name].filled_qty + qty == o.qty

@@ -35,6 +35,7 @@ CASES = {
     'cycle': (lambda: triangles(seed=0, hours=.4, step_s=2.), dict(min_edge_bps=[1, 4], most_legs=[3, 4]), {}),
     'basis': (lambda: stress(seed=5, hours=.6, calibration=Calibration(jumps_per_hour=30., jump_bps=25., jump_below=.5)), dict(enter_z=[1., 2.], min_edge_bps=[0., 1.]),
               dict(halflife_s=60, warm_s=30, exit_z=0, step_z=0, max_position=3_000)),
+    'maker': (lambda: stress(seed=5, hours=.6, calibration=Calibration(jumps_per_hour=30., jump_bps=25., jump_below=.5)), dict(min_edge_bps=[0., 1.], reprice_bps=[1., 3.]), {}),
 }
 
 
@@ -93,7 +94,7 @@ def judged(s, scenario, name):
     return found
 
 
-@pytest.mark.parametrize('name', ['cycle', pytest.param('basis', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', ['cycle', *(pytest.param(x, marks=pytest.mark.slow) for x in ('basis', 'maker'))])
 def test_a_notebook_judges_all_slots_and_what_the_strategy_adds(name, tmp_path):
     make, grid, wishes = CASES[name]
     scenario = make()
@@ -107,19 +108,6 @@ def test_a_notebook_judges_all_slots_and_what_the_strategy_adds(name, tmp_path):
     assert found.recommendation[0].startswith('Promote' if found.promoted else 'Do not promote, because')
     assert curves.winner[-1] == pytest.approx(found.winner_pnl) and found.twin_fees_pnl != found.winner_pnl
     if name == 'cycle': assert found.best_gross_bps > 3 and 'cycles that did not fit together' in found.recommendation[1]
-
-
-@pytest.mark.slow
-def test_the_notebook_of_a_maker_judges_and_never_promotes(tmp_path):
-    from arbwork.cli import study_notebook
-    from test_strategies import ROOT
-    scenario = stress(seed=5, hours=.6, calibration=Calibration(jumps_per_hour=30., jump_bps=25., jump_below=.5))
-    s = home(tmp_path, scenario)
-    keep(s, scenario)
-    study_notebook(s, ROOT/'strategies'/'maker.ipynb', s.root/'study', dict(settings=str(s.path), out_dir=str(s.root/'study'), grid=dict(min_edge_bps=[0, 1], reprice_bps=[1, 3])))
-    found = load_study(s.root/'study'/'study.json')
-    assert found.strategy == 'maker' and set(found.extra) == {'reprice_bps', 'reach_bps'} and found.reasons['quote'] > 0 and found.winner_trades > 5
-    assert not found.manifest and not list(s.promoted.glob('*.json'))
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -146,7 +134,7 @@ def test_the_bot_trades_it_and_its_journal_decides_the_same(name, tmp_path):
                 slack = core.ledger.slack().get(v, {})
                 for a, x in core.ledger.wallet[v].items(): assert abs(x - there[v].get(a, 0)) <= slack.get(a, 0), (v, a)
             for t in core.all_trades.values():
-                assert len(t.slots) == (2 if name == 'basis' else 3), t.id
+                assert len(t.slots) == (3 if name == 'cycle' else 2), t.id
                 if not t.why: assert core._lone(t, 'reverse') == 0
             outcome = outcome_parity(journal, 'day')
             assert sum(outcome.causes.values()) == pytest.approx(outcome.difference, abs=1e-9) and len(outcome.pairs) >= 3

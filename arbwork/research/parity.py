@@ -19,13 +19,13 @@ import msgspec
 import numpy as np
 
 from ..clock import NS, utc
-from ..decide.fill import CONSUMED, refresh, take
+from ..decide.fill import CONSUMED, beyond, refresh, take
 from ..decide.risk import mark, remark
 from ..feed.events import BOOK, VALID
 from ..market import BUY, ConfigError, round_qty
 from ..store.journal import open_journal
 from ..trade.core import MADE, STEP, Command, Core, Sent, SessionStart, Stop, Timer, TradeReport, VenueFill, VenueOrder, Fetched, replay
-from ..trade.order import Ask, Fetch, Place
+from ..trade.order import Ask, Cancel, Fetch, Place
 
 # %% ../../nbs/research/04_parity.ipynb #b9a2ddb7
 def last_session(
@@ -99,10 +99,14 @@ class Modelled:
     ):
         self.core, self.paper, self.latency_ns, self.on = Core(start), paper, latency_ns, on or (lambda *_: None)
         self.due, self.order, self.orders, self.trades, self.fills, self.timed_ns = [], itertools.count(), {}, {}, itertools.count(1), 0
+        self.resting:dict[str, tuple[Place, int]] = {} # client id to the order and when it arrived
+        self.reads = -1 # the row that was read last
 
     def row(self, now_ns:int, row):
         "A book was read."
         self.advance(now_ns)
+        self.reads += 1
+        if self.resting: self._reached(now_ns, int(row['slot']))
         code, intents = self.core.row(now_ns, row)
         self.on('steps', now_ns, (row, code, len(intents)))
         self._do(now_ns, self.core.take())
@@ -142,23 +146,66 @@ def _do(self:Modelled, now_ns:int, actions:list):
             self.give('sent', now_ns, Sent(a.order.client_id))
             self._later(now_ns + self.latency_ns[a.venue], self._arrive, a)
         elif isinstance(a, Ask): self._later(now_ns + 2*self.latency_ns[a.venue], self._answer, a)
+        elif isinstance(a, Cancel) and self.core.orders[a.client_id].rests: self._later(now_ns + self.latency_ns[a.venue], self._taken_back, a)
         elif isinstance(a, Fetch): self._later(now_ns + 2*self.latency_ns[a.venue], lambda t, a: self.give('fetched', t, Fetched(a.venue)), a)
 
 @patch
 def _arrive(self:Modelled, now_ns:int, a:Place):
     "The order is at the venue."
     x, listing = a.order, self.core.listings[a.slot]
+    if x.tif == 'POST_ONLY': return self._rest(now_ns, a)
     filled, notional = self.paper.take(a.slot, x.side, float(x.qty), float(x.px), now_ns)
     qty = min(x.qty, round_qty(filled*(1 + 1e-12), listing.lot))
     px = Decimal(repr(notional/filled)) if qty else Decimal(0)
     update = VenueOrder(x.client_id, x.client_id, x.instrument, x.side, 'filled' if qty == x.qty else 'cancelled', x.qty, qty, now_ns, venue=a.venue)
     self.orders[x.client_id] = update
-    fill = None
-    if qty:
-        rate = Decimal(repr(self.core.universe.fees_bps[a.venue][1]*self.core.params.fee_mult))/10_000
-        fee, asset = (qty*rate, listing.base) if x.side == BUY else (qty*px*rate, listing.quote)
-        fill = VenueFill(x.client_id, x.client_id, f'{a.venue}-{next(self.fills)}', x.instrument, x.side, px, qty, fee, asset, False, now_ns, venue=a.venue)
-    self._later(now_ns + self.latency_ns[a.venue], self._known, update, fill)
+    self._later(now_ns + self.latency_ns[a.venue], self._known, update, self._filled(now_ns, a, qty, px, False) if qty else None)
+
+@patch
+def _filled(self:Modelled, now_ns:int, a:Place, qty:Decimal, px:Decimal, maker:bool)->VenueFill:
+    "An execution with its fee."
+    x, listing = a.order, self.core.listings[a.slot]
+    rate = Decimal(repr(self.core.universe.fees_bps[a.venue][0 if maker else 1]*self.core.params.fee_mult))/10_000
+    fee, asset = (qty*rate, listing.base) if x.side == BUY else (qty*px*rate, listing.quote)
+    return VenueFill(x.client_id, x.client_id, f'{a.venue}-{next(self.fills)}', x.instrument, x.side, px, qty, fee, asset, maker, now_ns, venue=a.venue)
+
+# %% ../../nbs/research/04_parity.ipynb #1616807d
+@patch
+def _rest(self:Modelled, now_ns:int, a:Place):
+    "It rests, unless it would take."
+    x = a.order
+    i = self.paper.standing(a.slot, now_ns)
+    other = float(self.paper.rows[i]['ask_px' if x.side == BUY else 'bid_px'][0]) if i >= 0 and self.paper.rows[i]['state'] == VALID else 0.
+    takes = other > 0 and beyond(x.side, other, float(x.px)) >= 0
+    self.orders[x.client_id] = VenueOrder(x.client_id, x.client_id, x.instrument, x.side, 'rejected' if takes else 'acked', x.qty, Decimal(0), now_ns, 'would_cross' if takes else '', venue=a.venue)
+    if not takes: self.resting[x.client_id] = a, now_ns
+    self._later(now_ns + self.latency_ns[a.venue], self._known, self.orders[x.client_id], None)
+
+@patch
+def _reached(self:Modelled, now_ns:int, slot:int):
+    "What a book that has just been read took of what rests there, at its own time."
+    k = int(np.searchsorted(self.paper.index[slot], self.reads))
+    at_ns = int(self.paper.times[slot][k])
+    for name, (a, since_ns) in list(self.resting.items()):
+        if a.slot != slot or at_ns <= since_ns: continue
+        left = a.order.qty - self.orders[name].filled_qty
+        got, _ = self.paper.take(slot, a.order.side, float(left), float(a.order.px), at_ns)
+        if qty := min(left, round_qty(got*(1 + 1e-12), self.core.listings[slot].lot)): self._part(now_ns, at_ns, a, qty)
+
+@patch
+def _part(self:Modelled, now_ns:int, at_ns:int, a:Place, qty:Decimal):
+    "So much more of an order that rests is filled."
+    name, done = a.order.client_id, self.orders[a.order.client_id].filled_qty + qty
+    if done == a.order.qty: self.resting.pop(name)
+    self.orders[name] = msgspec.structs.replace(self.orders[name], status='filled' if done == a.order.qty else 'partly_filled', filled_qty=done, ts_venue_ns=at_ns)
+    self._later(max(now_ns, at_ns + self.latency_ns[a.venue]), self._known, self.orders[name], self._filled(at_ns, a, qty, a.order.px, True))
+
+@patch
+def _taken_back(self:Modelled, now_ns:int, a:Cancel):
+    "A cancel is at the venue."
+    if self.resting.pop(a.client_id, None) is None: return
+    self.orders[a.client_id] = msgspec.structs.replace(self.orders[a.client_id], status='cancelled', ts_venue_ns=now_ns)
+    self._later(now_ns + self.latency_ns[a.venue], self._known, self.orders[a.client_id], None)
 
 # %% ../../nbs/research/04_parity.ipynb #ed3a8d9d
 @patch
@@ -185,6 +232,11 @@ class Lived(msgspec.Struct):
     sent_ns:dict[str, int] = {}         # by client id
     trades:dict[int, TradeReport] = {}  # the last report of each
 
+def _rests(session:Lived, client_id:str)->bool:
+    "Whether an order was one that rests: it arrives long before it fills."
+    place = session.places.get(client_id)
+    return place is not None and place.order.tif == 'POST_ONLY'
+
 def lived(
     entries:list, # see `session_entries`
 )->Lived:
@@ -198,7 +250,9 @@ def lived(
         elif e.kind == 'stop': out.outside.append((e.ts_ns, e.kind, read(e, Stop)))
         elif e.kind == 'intent': p = read(e, Place); out.places[p.order.client_id] = p
         elif e.kind == 'sent': out.sent_ns[read(e, Sent).client_id] = e.ts_ns
-        elif e.kind == 'fill': f = read(e, VenueFill); out.arrived_ns[f.client_id] = f.ts_venue_ns
+        elif e.kind == 'fill':
+            f = read(e, VenueFill)
+            if not _rests(out, f.client_id): out.arrived_ns[f.client_id] = f.ts_venue_ns
         elif e.kind in ('order', 'answer'):
             u = read(e, VenueOrder)
             if u.ts_venue_ns and u.status != 'unknown_order': out.arrived_ns.setdefault(u.client_id, u.ts_venue_ns)
@@ -276,7 +330,7 @@ def _legs(session:Lived, paper:Paper, trade:TradeReport, arrive, marks:np.ndarra
     worth, fresh, assets = 0., True, u.assets
     for leg in sorted(trade.legs, key=arrive):
         place = session.places.get(leg.client_id)
-        if place is None or place.why != 'open': continue
+        if place is None or place.order.tif == 'POST_ONLY' or place.why != 'open' and not (leg.ref_px and place.why == 'hedge'): continue
         at_ns, listing = arrive(leg), u.listings[place.slot]
         i = paper.standing(place.slot, at_ns)
         if i < 0: fresh = False; continue
@@ -292,15 +346,16 @@ def _split(session:Lived, paper:Paper, latency_ns:dict, live:TradeReport, twin:T
     "Causes of the difference of a pair, and the main one in words."
     whole, u = float(live.pnl_quote - twin.pnl_quote), session.start.universe
     marks, quote = _marks(session, paper, live.done_ns), {(x.venue, x.instrument): u.assets.index(x.quote) for x in u.listings}
-    rates = {v: f[1]*session.start.params.fee_mult/1e4 for v, f in u.fees_bps.items()}
-    fee = -float(sum((x.fee_quote - x.px*float(x.filled_qty)*rates[x.venue])*marks[quote[x.venue, x.instrument]] for x in live.legs))
+    rate = lambda x: u.fees_bps[x.venue][0 if _rests(session, x.client_id) else 1]*session.start.params.fee_mult/1e4
+    fee = -float(sum((x.fee_quote - x.px*float(x.filled_qty)*rate(x))*marks[quote[x.venue, x.instrument]] for x in live.legs))
     if live.opened_ns != twin.opened_ns:
         return dict(latency=whole - fee, fee=fee), f'decided {(live.opened_ns - twin.opened_ns)/1e9:+.2f} s from its twin, when the trade before it was over'
     really = lambda leg: session.arrived_ns.get(leg.client_id, leg.done_ns)
     then, fresh = _legs(session, paper, live, really, marks)
-    assumed, _ = _legs(session, paper, live, lambda leg: live.opened_ns + latency_ns[leg.venue], marks)
+    begun = lambda leg: leg.sent_ns if any(_rests(session, x.client_id) for x in live.legs) else live.opened_ns # what hedges a resting order begins when that fills
+    assumed, _ = _legs(session, paper, live, lambda leg: begun(leg) + latency_ns[leg.venue], marks)
     latency = then - assumed
-    late = max(((really(x) - live.opened_ns - latency_ns[x.venue])/1e6 for x in live.legs if x.ref_px), key=abs, default=0.)
+    late = max(((really(x) - begun(x) - latency_ns[x.venue])/1e6 for x in live.legs if x.ref_px and not _rests(session, x.client_id)), key=abs, default=0.)
     opened = [x for x in live.legs if x.ref_px]
     undone = len(live.legs) > len(opened) and all(x.filled_qty == x.qty for x in opened)
     rest = 'answer' if undone else 'fill' if fresh else 'stale'
@@ -315,7 +370,7 @@ def _split(session:Lived, paper:Paper, latency_ns:dict, live:TradeReport, twin:T
 # %% ../../nbs/research/04_parity.ipynb #58d5c710
 def _way(t:TradeReport)->tuple: # of (venue, instrument, side), leg by leg
     "Where a trade goes: the legs that it was decided on, not those that mended it."
-    return tuple((x.venue, x.instrument, x.side) for x in t.legs if x.ref_px)
+    return tuple(dict.fromkeys((x.venue, x.instrument, x.side) for x in t.legs if x.ref_px))
 
 def _direction(t:TradeReport)->str:
     "The same in words: two legs by their venues, more by every step."

@@ -1013,7 +1013,7 @@ def status(self:Core,
     "How it is."
     r = self.risk[0]
     return Status(self.start.session, RISK_STATES[int(r['state'])], msgspec.structs.asdict(self.params), float(r['pnl']), float(r['equity']), float(r['exposure']),
-                  self.trade_count - len(self.unfilled), self.ledger.fills, len(self.open), self.edges(), now_ns, self.row_count, self.start.mode, self.start.strategy,
+                  self.trade_count - len(self.unfilled) - sum(t.rests and not t.took for t in self.open.values()), self.ledger.fills, len(self.open), self.edges(), now_ns, self.row_count, self.start.mode, self.start.strategy,
                   float(r['pnl_day']), {name: n for name, n in zip(REASONS, self.reasons) if n}, self.why, wall_ns,
                   {v: '; '.join(f'{code}: {why}' for code, (why, _) in x.items()) for v, x in self.blocked.items()}, dict(self.refused))
 

@@ -10,6 +10,7 @@ from arbwork.decide.contract import Params, Universe
 from arbwork.feed.events import BOOK, LEVELS, VALID, INVALID
 from arbwork.market import ConfigError, Listing
 from arbwork.research import parity as pa
+from arbwork.settings import make_params
 from arbwork.sim.scenarios import triangles
 from arbwork.store.journal import open_journal
 from arbwork.trade.core import STEP, Command, SessionStart
@@ -184,3 +185,27 @@ def test_two_ways_round_one_triangle_are_not_twins():
     back = msgspec.structs.replace(there, legs=[msgspec.structs.replace(x, side=-x.side) for x in there.legs])
     assert (there.buy_venue, there.sell_venue, there.instrument, there.opened_ns) == (back.buy_venue, back.sell_venue, back.instrument, back.opened_ns)
     assert pa._twins({1: there}, {1: there}, 0) == [(there, there)] and pa._twins({1: there}, {1: back}, 10**12) == [(there, None), (None, back)]
+
+
+@pytest.mark.parametrize(('late_ms', 'dear'), [(0., '1'), (150., '1.5')])
+def test_a_session_whose_orders_rest_has_both_parities(journal, late_ms, dear):
+    from test_maker_live import FUNDS, UNIVERSE, WISHES
+    rng, rows, px = np.random.default_rng(3), np.zeros(1_600, BOOK), 26.7
+    for k in range(len(rows)): # one venue's book is wide, and the price of both jumps through it now and then
+        if k % 8 == 0: px = 26.7*(1 + rng.uniform(-40, 40)/1e4)
+        slot = k % 2
+        half = (.03, .001)[slot]
+        rows[k]['slot'], rows[k]['state'], rows[k]['ts_recv_ns'] = slot, VALID, T0 + k*NS//4
+        rows[k]['bid_px'][:5], rows[k]['ask_px'][:5] = np.round(px - half - .001*np.arange(5), 3), np.round(px + half + .001*np.arange(5), 3)
+        rows[k]['bid_qty'][:5] = rows[k]['ask_qty'][:5] = rng.uniform(5, 30)
+    start = SessionStart('maker', 'sim', 'maker', make_params(WISHES), UNIVERSE, FUNDS, T0)
+    s = write(journal, rows, start, late_ms, Decimal(dear), latency_ms=5, commands=[Command('a', 'set_params', {'min_edge_bps': 1.}, ts_ns=T0 + 100*NS)])
+    same, total, first = pa.decision_parity(journal)
+    assert (same, first) == (total, '') and len(s.trades) > 10
+    found = pa.outcome_parity(journal, latency_ms={'binance': 5, 'bybit': 5})
+    assert sum(found.causes.values()) == pytest.approx(found.difference, abs=1e-9)
+    for p in found.pairs: assert sum(p.causes.values()) == pytest.approx((p.live_quote or 0.) - (p.model_quote or 0.), abs=1e-9)
+    if not late_ms: assert found.difference == 0. and all(p.live_quote == p.model_quote for p in found.pairs) and len(found.pairs) == len(s.trades)
+    else: assert found.causes['fee'] < 0
+    resting = [x for t in s.trades.values() for x in t.legs if s.core.orders[x.client_id].rests]
+    assert resting and all(x.fee_quote == pytest.approx(float(dear if x.venue == 'bybit' else 1)*x.px*float(x.filled_qty)*1e-4) for x in resting)

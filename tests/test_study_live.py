@@ -145,3 +145,28 @@ def test_the_bot_trades_it_and_its_journal_decides_the_same(name, tmp_path):
                 write_manifest(bad, s.promoted/f'{name}.json')
                 with pytest.raises(ConfigError, match=says): permitted(s, name, 'sim', time.time_ns())
     asyncio.run(main())
+
+
+def test_a_maker_killed_while_its_order_rests_leaves_nothing_there(tmp_path):
+    scenario = CASES['maker'][0]()
+    async def main():
+        async with world_of(tmp_path, scenario) as (w, s, journal):
+            resting = lambda: [o.client_id for v in w.venues.values() for o in v.engine.orders.values() if o.tif == 'POST_ONLY' and o.open]
+            keep(s, scenario)
+            judged(s, scenario, 'maker')
+            _, m = promote_study(s.root/'study'/'study.json', s, time.time_ns(), override='for a test')
+            warm(SessionStart('warm', 'sim', 'maker', m.params, m.universe, {}, scenario.start_ns, wishes=m.extra))
+            with Bot(s, '--strategy', 'maker', '--session', 'night') as bot:
+                await until(lambda: bot.process.poll() is not None or resting(), 480)
+                bot.process.kill()
+                bot.process.communicate()
+            left = resting()
+            with Bot(s, '--strategy', 'maker', '--session', 'night', '--seconds', '4', name='again') as bot:
+                code, result, log = await bot.ended(300)
+                assert code == 0, log
+            assert [r['session'] for r in result['recovered']] == ['night'] and result['recovered'][0]['clean'], log
+            assert left and not resting() and result['reconciled'] and result['open_trades'] == 0
+            for name in ('night', 'night-2'):
+                again = replay(session_entries(journal, name))
+                assert again.first == '' and again.identical == again.total > 0 and not again.core.open
+    asyncio.run(main())

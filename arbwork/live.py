@@ -179,7 +179,7 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
     for name, v in self.settings.venues.items():
         if vault is None:
             self.links[name] = PaperLink(name, self.slots(name), self.listings(name), v.taker_bps, balances, self.clock,
-                                         lambda e, name=name: self.hear(name, e), v.latency_ms/1e3)
+                                         lambda e, name=name: self.hear(name, e), v.latency_ms/1e3, v.maker_bps)
             if mode == 'shadow': self.links[name] = ShadowLink(name, self.links[name])
             continue
         link = self.account(name, vault)

@@ -271,8 +271,8 @@ async def reconcile(self:Runner):
 
 @patch
 def busy(self:Runner, venue:str)->bool:
-    "Whether an order of ours may change what the venue holds."
-    return self.waking or any(o.place.venue == venue and (o.live or o.owed) for t in self.core.open.values() for o in t.orders)
+    "Whether an order of ours is under way there; one that rests is not, what it fills is heard of and asked for before a difference counts."
+    return self.waking or any(o.place.venue == venue and (o.live and not o.stands or o.owed) for t in self.core.open.values() for o in t.orders)
 
 @patch
 async def check_venue(self:Runner,

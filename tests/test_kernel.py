@@ -405,6 +405,44 @@ def test_compiled_code_is_dropped_when_a_function_it_calls_changes(tmp_path):
     assert run() == pytest.approx(2*first, abs=1e-2)
 
 
+def swings(seconds, seed=4, fee_bps=.2):
+    "Two venues whose gap stands at 3 bps, is pushed to 30 for a minute in its middle, and comes back."
+    u, rng = universe_of(fee_bps), np.random.default_rng(seed)
+    rows = np.zeros(2*seconds, BOOK)
+    for k in range(seconds):
+        gap = 3 + rng.standard_normal() + 27*(seconds//2 <= k < seconds//2 + 60)
+        for slot, px in enumerate((27., 27*np.exp(gap/1e4))):
+            r = rows[2*k + slot]
+            r['slot'], r['state'], r['ts_recv_ns'], r['ts_venue_ns'] = slot, VALID, 1_700_000_000*NS + k*NS, 1_700_000_000*NS + k*NS
+            r['bid_px'], r['ask_px'] = px - .0005 - .001*np.arange(LEVELS), px + .0005 + .001*np.arange(LEVELS)
+            r['bid_qty'] = r['ask_qty'] = 60.
+    return u, rows
+
+
+@pytest.mark.parametrize('even', [0., 1.])
+def test_a_position_of_basis_outlives_its_session_where_an_even_split_is_the_rule(even):
+    from arbwork.decide.basis import BasisParams
+    from arbwork.trade.core import Core, SessionStart
+    u, rows = swings(1_600)
+    p = BasisParams(max_position=1_500., halflife_s=200., warm_s=200., max_age_s=5., max_skew_s=1., cooldown_s=0., trades_per_hour=1e5, risk_tolerance=1., max_notional=5e3, min_edge_bps=10., stop_z=1e3,
+                    step_z=0., max_exposure=1e8, tranches=1, even=even)
+    began, cut = rich(u), int(np.searchsorted(rows['ts_recv_ns'], rows['ts_recv_ns'][0] + 830*NS))
+    first = backtest('basis', rows[:cut], u, p, inventory=began)
+    on = float((first.inventory - began)[0, 0].sum())
+    assert abs(on) > 10 and abs((first.inventory - began)[:, 0].sum()) < .1, 'the session ends in the middle of a swing'
+    second = backtest('basis', rows[cut + 200:], u, p, inventory=first.inventory) # the process was away for a while
+    left = float((second.inventory - began)[0, 0].sum())
+    assert (abs(left) < .02 and second.funnel['trade'] == 1) if even else (left == on and second.funnel['trade'] == 0)
+    held = {v: {a: Decimal(repr(float(first.inventory[i, j].sum()))) for j, a in enumerate(u.assets)} for i, v in enumerate(u.venues)}
+    core, said = Core(SessionStart('next', 'sim', 'basis', Params(**{k: getattr(p, k) for k in Params.__struct_fields__}), u, held, int(rows['ts_recv_ns'][cut + 200]),
+                                   wishes={k: float(getattr(p, k)) for k in BasisParams.__struct_fields__ if k not in Params.__struct_fields__})), []
+    for row in rows[cut + 200:]:
+        said += [x['side']*x['qty'] for x in core.row(int(row['ts_recv_ns']), row)[1] if x['slot'] == 0]
+        core.take()
+        if said: break
+    assert said == ([pytest.approx(-on, abs=.02)] if even else []), 'a session decides as the backtest does'
+
+
 @pytest.mark.parametrize('name', ['cross', 'basis'])
 def test_a_call_by_a_table_of_addresses_says_what_the_call_by_arguments_says(name):
     from arbwork.decide.strategies import STRATEGIES

@@ -8,8 +8,8 @@ back when it has returned. It enters and leaves in tranches, and it gives up whe
 
 # %% auto #0
 __all__ = ['B_N', 'B_PAIRS', 'B_BASE', 'B_SEEN', 'BASIS_HEAD', 'PAIR', 'P_A', 'P_B', 'P_AT_NS', 'P_SINCE_NS', 'P_MEAN', 'P_VAR',
-           'P_STOPPED', 'P_GAP', 'LEAVE', 'NOTHING', 'step', 'BasisParams', 'basis_memory', 'learn', 'position',
-           'way_back_bps', 'decide']
+           'P_STOPPED', 'P_GAP', 'LEAVE', 'NOTHING', 'step', 'BasisParams', 'basis_memory', 'learn', 'equal_share',
+           'position', 'way_back_bps', 'decide']
 
 # %% ../../nbs/decide/07_basis.ipynb #d145bb68
 import math
@@ -29,7 +29,7 @@ from ..settings import Params
 class BasisParams(Params, frozen=True, forbid_unknown_fields=True):
     "What a person wishes of this strategy beside the rest."
     ranges:ClassVar[dict] = dict(halflife_s=(1, 604_800), warm_s=(0, 604_800), enter_z=(0, 50), step_z=(0, 50), exit_z=(-50, 50), stop_z=(0, 1_000),
-                                 tranches=(1, 100), max_position=(0, 1e8))
+                                 tranches=(1, 100), max_position=(0, 1e8), even=(0, 1))
     halflife_s:float = 600.     # after so long an observation weighs half
     warm_s:float = 600.         # of observations before the first trade
     enter_z:float = 2.          # deviations from the mean for the first tranche
@@ -38,6 +38,7 @@ class BasisParams(Params, frozen=True, forbid_unknown_fields=True):
     stop_z:float = 8.           # it runs away when it is this far
     tranches:int = 3            # of a full position
     max_position:float = 2_000. # bought at one venue and sold at another, quote currency
+    even:float = 0.             # 1: no position is as much at each venue; 0: what each held when the session began
 
 # %% ../../nbs/decide/07_basis.ipynb #e1c5e0a6
 B_N, B_PAIRS, B_BASE, B_SEEN = range(MEMORY, MEMORY + 4)
@@ -73,16 +74,33 @@ def learn(
 
 # %% ../../nbs/decide/07_basis.ipynb #b53eae2c
 @jit
+def equal_share(
+    base,             # index of the asset
+    specs, inventory, # (slots,) of SPEC; (venues, assets, 2) free and held
+): # of the asset
+    "What each venue that trades an asset holds of it when all hold the same."
+    total, venues = 0., 0
+    for v in range(inventory.shape[0]):
+        for s in range(specs.shape[0]):
+            if specs[s].venue != v or specs[s].base != base: continue
+            total += inventory[v, base, 0] + inventory[v, base, 1]
+            venues += 1
+            break
+    return total/max(venues, 1)
+
+@jit
 def position(
     memory, at,       # where the pair stands
     specs, inventory, # (slots,) of SPEC; (venues, assets, 2) free and held
+    even=0.,          # as in the parameters
 ): # base bought at the first slot and sold at the second; below 0 the other way round
     "What of the pair is on."
     more = np.zeros(2)
     for i in range(2):
         spec = specs[int(memory[at + P_A + i])]
         held = inventory[spec.venue, spec.base, 0] + inventory[spec.venue, spec.base, 1]
-        more[i] = held - memory[int(memory[B_BASE]) + spec.venue*inventory.shape[1] + spec.base]
+        none = equal_share(spec.base, specs, inventory) if even >= 0.5 else memory[int(memory[B_BASE]) + spec.venue*inventory.shape[1] + spec.base]
+        more[i] = held - none
     if more[0] > 0 > more[1]: return min(more[0], -more[1])
     return -min(-more[0], more[1]) if more[0] < 0 < more[1] else 0.
 
@@ -142,8 +160,8 @@ def _believed(a, b, now_ns, params): # 0, NOTHING, or why two books may not be l
 def _judge(memory, at, now_ns, board, specs, inventory, params, out): # LEAVE, 0 to enter, NOTHING, or why neither
     p, a, b = params[0], int(memory[at + P_A]), int(memory[at + P_B])
     mean, deviation, gap = memory[at + P_MEAN], math.sqrt(memory[at + P_VAR]), memory[at + P_GAP]
-    on = position(memory, at, specs, inventory)
-    if deviation > 0:
+    on, warm = position(memory, at, specs, inventory, p.even), now_ns - memory[at + P_SINCE_NS] >= p.warm_s*1e9
+    if deviation > 0 and warm:
         for way in (1, -1): # 1: bought at a, sold at b
             z, held = way*(gap - mean)/deviation, way*on
             if z <= p.exit_z and memory[at + P_STOPPED] == way: memory[at + P_STOPPED] = 0
@@ -151,7 +169,7 @@ def _judge(memory, at, now_ns, board, specs, inventory, params, out): # LEAVE, 0
             if z >= p.stop_z: memory[at + P_STOPPED] = way
             why = _leave(memory, at, b if way > 0 else a, a if way > 0 else b, held, board, specs, inventory, params, out)
             if why == 0: return LEAVE
-    if now_ns - memory[at + P_SINCE_NS] < p.warm_s*1e9 or not deviation > 0: return R_WARMUP
+    if not (warm and deviation > 0): return R_WARMUP
     way = 1 if gap >= mean else -1
     if memory[at + P_STOPPED] == way: return R_LIMIT
     z = abs(gap - mean)/deviation

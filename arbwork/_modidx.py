@@ -123,6 +123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'arbwork.decide.basis._look': ('decide/basis.html#_look', 'arbwork/decide/basis.py'),
                                       'arbwork.decide.basis.basis_memory': ('decide/basis.html#basis_memory', 'arbwork/decide/basis.py'),
                                       'arbwork.decide.basis.decide': ('decide/basis.html#decide', 'arbwork/decide/basis.py'),
+                                      'arbwork.decide.basis.equal_share': ('decide/basis.html#equal_share', 'arbwork/decide/basis.py'),
                                       'arbwork.decide.basis.learn': ('decide/basis.html#learn', 'arbwork/decide/basis.py'),
                                       'arbwork.decide.basis.position': ('decide/basis.html#position', 'arbwork/decide/basis.py'),
                                       'arbwork.decide.basis.way_back_bps': ('decide/basis.html#way_back_bps', 'arbwork/decide/basis.py')},

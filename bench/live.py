@@ -26,6 +26,7 @@ import msgspec
 TICKS, PAUSE_S = 200, 0.04
 VENUES = 'binance', 'twin'
 MEMORY, SYNC, SYNCED = Path('/dev/shm'), 'a bare sync of the disk', 12*1024
+BARE = 'a bare loop with a bare sync', 'a bare loop'
 DEAR, CHEAP = Decimal('27.10'), Decimal('27.00')
 
 
@@ -45,7 +46,7 @@ class Venue:
         self.held = {'LINK': Decimal(10**8), 'USDT': Decimal(10**10)}
 
     async def open(self):
-        self.server = await asyncio.start_server(self.client, '127.0.0.1', 0)
+        self.server = await asyncio.get_running_loop().create_server(lambda: Client(self), '127.0.0.1', 0)
         self.port = self.server.sockets[0].getsockname()[1]
         return self
 
@@ -68,19 +69,6 @@ class Venue:
         for kind, writer in self.streams: writer.write(sent[kind])
         return began
 
-    async def client(self, reader, writer):
-        try:
-            while True:
-                head = (await reader.readuntil(b'\r\n\r\n')).decode()
-                lines = {k.lower(): v for line in head.split('\r\n')[1:] if ': ' in line for k, v in [line.split(': ', 1)]}
-                target = head.split(' ', 2)[1]
-                if 'sec-websocket-key' in lines: return await self.socket(reader, writer, lines['sec-websocket-key'], target)
-                if n := int(lines.get('content-length', 0)): await reader.readexactly(n)
-                body = text(self.rest(target))
-                writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
-        except (ConnectionError, asyncio.IncompleteReadError): pass
-        finally: writer.close()
-
     def rest(self, target: str):
         path, now = target.partition('?')[0], time.time_ns()//10**6
         if path.endswith('/time'): return {'serverTime': now}
@@ -96,27 +84,6 @@ class Venue:
         if path.endswith('/apiRestrictions'): return {'enableSpotAndMarginTrading': True, 'enableWithdrawals': False}
         return []
 
-    async def socket(self, reader, writer, key: str, target: str):
-        accept = b64encode(hashlib.sha1(f'{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11'.encode()).digest()).decode()
-        writer.write(f'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n'.encode())
-        mine = []
-        try:
-            while True:
-                code, n = await reader.readexactly(2)
-                n &= 127
-                if n == 126: n = int.from_bytes(await reader.readexactly(2), 'big')
-                mask, body = await reader.readexactly(4), await reader.readexactly(n)
-                at = time.perf_counter_ns()
-                if code & 15 == 8: return
-                raw = bytes(c ^ mask[i % 4] for i, c in enumerate(body))
-                if code & 15 == 9: writer.write(b'\x8a' + bytes([len(raw)]) + raw)
-                if code & 15 != 1: continue
-                asked = json.loads(raw)
-                if asked['method'] == 'order.place' and not self.heard.is_set(): self.at = at; self.heard.set()
-                writer.write(frame(text(self.answer(asked))))
-                if asked['method'] == 'SUBSCRIBE': mine += [('depth' if 'depth' in x else 'quote', writer) for x in asked['params']]; self.streams += mine[-len(asked['params']):]
-        finally: self.streams = [x for x in self.streams if x not in mine]
-
     def answer(self, asked: dict) -> dict:
         if asked['method'] in ('SUBSCRIBE', 'UNSUBSCRIBE'): return {'result': None, 'id': asked['id']}
         if asked['method'] != 'order.place': return {'id': asked['id'], 'status': 200, 'result': {'subscriptionId': 0}}
@@ -129,6 +96,53 @@ class Venue:
         fill = {'price': str(px), 'qty': str(qty), 'commission': '0', 'commissionAsset': 'USDT', 'tradeId': self.orders}
         return {'id': asked['id'], 'status': 200, 'result': {'symbol': 'LINKUSDT', 'orderId': self.orders, 'orderListId': -1, 'clientOrderId': p['newClientOrderId'], 'transactTime': now, 'price': p['price'],
                 'origQty': str(qty), 'executedQty': str(qty), 'cummulativeQuoteQty': str(qty*px), 'status': 'FILLED', 'timeInForce': 'IOC', 'type': 'LIMIT', 'side': p['side'], 'fills': [fill]}}
+
+
+class Client(asyncio.Protocol):
+    "One connection to a venue: it notes when bytes came before it looks at them, and what it writes leaves at once."
+
+    def __init__(self, venue: Venue): self.venue, self.buffer, self.socket, self.mine = venue, b'', False, []
+
+    def connection_made(self, transport): self.transport = transport
+
+    def connection_lost(self, error): self.venue.streams = [x for x in self.venue.streams if x not in self.mine]
+
+    def data_received(self, raw: bytes):
+        at = time.perf_counter_ns()
+        self.buffer += raw
+        while (n := self.frame(at) if self.socket else self.request()): self.buffer = self.buffer[n:]
+
+    def request(self) -> int:  # bytes that it took, 0 while it is not whole
+        head, end, _ = self.buffer.partition(b'\r\n\r\n')
+        lines = {k.lower(): v for line in head.decode().split('\r\n')[1:] if ': ' in line for k, v in [line.split(': ', 1)]}
+        size = len(head) + 4 + int(lines.get('content-length', 0))
+        if not end or len(self.buffer) < size: return 0
+        if key := lines.get('sec-websocket-key'):
+            accept = b64encode(hashlib.sha1(f'{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11'.encode()).digest()).decode()
+            self.transport.write(f'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n'.encode())
+            self.socket = True
+            return size
+        body = text(self.venue.rest(head.decode().split(' ', 2)[1]))
+        self.transport.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+        return size
+
+    def frame(self, at: int) -> int:
+        if len(self.buffer) < 8: return 0
+        v, code, n, start = self.venue, self.buffer[0] & 15, self.buffer[1] & 127, 2
+        if n == 126: n, start = int.from_bytes(self.buffer[2:4], 'big'), 4
+        if len(self.buffer) < start + 4 + n: return 0
+        mask, body = self.buffer[start:start + 4], self.buffer[start + 4:start + 4 + n]
+        raw = bytes(c ^ mask[i % 4] for i, c in enumerate(body))
+        if code == 8: self.transport.close()
+        if code == 9: self.transport.write(b'\x8a' + bytes([n]) + raw)
+        if code != 1: return start + 4 + n
+        asked = json.loads(raw)
+        if asked['method'] == 'order.place' and not v.heard.is_set(): v.at = at; v.heard.set()
+        self.transport.write(frame(text(v.answer(asked))))
+        if asked['method'] == 'SUBSCRIBE':
+            self.mine += [('depth' if 'depth' in x else 'quote', self.transport) for x in asked['params']]
+            v.streams += self.mine[-len(asked['params']):]
+        return start + 4 + n
 
 
 # ---- the receivers
@@ -183,6 +197,41 @@ async def ccxt_loop(ports: list[int]) -> None:
     await asyncio.gather(*map(follow, VENUES))
 
 
+async def bare_loop(path: str, ports: list[int]) -> None:
+    "What no bot can do without: a frame is read, its best price found, an intent as large as ours synced (unless there is no path), and an order written that was ready before."
+    from picows import WSListener, WSMsgType, ws_connect
+    disk, lines, ks = os.open(path, os.O_RDWR) if path else 0, {}, [0]
+
+    def order(side: str) -> bytes:
+        ks[0] += 1
+        params = {'symbol': 'LINKUSDT', 'side': side, 'type': 'LIMIT', 'timeInForce': 'IOC', 'quantity': '9.96', 'price': '27.00', 'newClientOrderId': f'bare-{ks[0]}', 'newOrderRespType': 'FULL',
+                  'timestamp': time.time_ns()//10**6, 'apiKey': 'k', 'signature': '0'*64}
+        return text({'id': f'bare-{ks[0]}', 'method': 'order.place', 'params': params})
+
+    class Line(WSListener):
+        def __init__(self, name): self.name, self.was = name, ''
+        def on_ws_connected(self, transport): self.transport = transport
+        def on_ws_frame(self, transport, frame):
+            raw = frame.get_payload_as_bytes()
+            if not raw.startswith(b'{"stream":"linkusdt@bookTicker"'): return
+            bid = json.loads(raw)['data']['b']
+            rose, self.was = bool(self.was) and bid > self.was, bid
+            if not rose or self.name != VENUES[1]: return
+            if disk:
+                os.pwrite(disk, bytes([ks[0] & 255])*SYNCED, ks[0]%64*SYNCED)
+                os.fdatasync(disk)
+            for line in lines.values(): line.transport.send(WSMsgType.TEXT, line.ready)
+            for name, line in lines.items(): line.ready = order('BUY' if name == VENUES[0] else 'SELL')
+
+    for name, port in zip(VENUES, ports):
+        feed, line = Line(name), Line('')
+        await ws_connect(lambda line=line: line, f'ws://127.0.0.1:{port}/ws-api/v3')
+        line.ready, lines[name] = order('BUY'), line
+        await ws_connect(lambda feed=feed: feed, f'ws://127.0.0.1:{port}/stream')
+        feed.transport.send(WSMsgType.TEXT, text({'method': 'SUBSCRIBE', 'params': ['linkusdt@bookTicker'], 'id': 1}))
+    await asyncio.Event().wait()
+
+
 # ---- the run
 
 def furnish(folder: Path, ports: list[int]) -> dict:
@@ -204,18 +253,18 @@ class Race:
     "Both receivers at work, each with two venues; ticks take turns."
 
     def __init__(self, seconds: float = 900.):
-        import uvloop
-        self.loop, self.folders = uvloop.new_event_loop(), {'arbwork': tempfile.TemporaryDirectory(prefix='bench-live-')}
+        self.loop, self.folders = asyncio.new_event_loop(), {'arbwork': tempfile.TemporaryDirectory(prefix='bench-live-')}
         if MEMORY.is_dir(): self.folders['arbwork, journal in memory'] = tempfile.TemporaryDirectory(prefix='bench-live-', dir=MEMORY)
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.missed = dict.fromkeys(('ccxt.pro', *self.folders), 0)
+        self.missed = dict.fromkeys(('ccxt.pro', *self.folders, *BARE), 0)
         self.venues = {who: [self.call(Venue(name).open()) for name in VENUES] for who in self.missed}
         ports, root, here = {who: [v.port for v in some] for who, some in self.venues.items()}, Path(__file__).parents[1], Path(self.folders['arbwork'].name)
         self.log, self.disk = open(here/'log', 'wb'), os.open(here/'synced', os.O_RDWR | os.O_CREAT)
         os.pwrite(self.disk, bytes(64*SYNCED), 0)
         self.children = [subprocess.Popen([sys.executable, '-m', 'bench.live', 'live', x.name, str(seconds)], env=furnish(Path(x.name), ports[who]), cwd=root, stdout=self.log, stderr=self.log)
                          for who, x in self.folders.items()]
-        self.children.append(subprocess.Popen([sys.executable, '-m', 'bench.live', 'ccxt', *map(str, ports['ccxt.pro'])], cwd=root, stdout=self.log, stderr=self.log))
+        for who, word in (('ccxt.pro', ['ccxt']), (BARE[0], ['bare', str(here/'synced')]), (BARE[1], ['bare', ''])):
+            self.children.append(subprocess.Popen([sys.executable, '-m', 'bench.live', *word, *map(str, ports[who])], cwd=root, stdout=self.log, stderr=self.log))
 
     def words(self) -> str:
         with open(self.log.name, errors='replace') as f: return f.read()[-2_000:]
@@ -294,4 +343,6 @@ BENCHES = {'tick_to_order': tick_to_order}
 
 if __name__ == '__main__':
     if sys.argv[1] == 'live': live(*sys.argv[2:])
-    asyncio.run(ccxt_loop([int(x) for x in sys.argv[2:]]))
+    if sys.argv[1] == 'ccxt': asyncio.run(ccxt_loop([int(x) for x in sys.argv[2:]]))
+    import uvloop
+    uvloop.run(bare_loop(sys.argv[2], [int(x) for x in sys.argv[3:]]))

@@ -238,3 +238,48 @@ def test_merging_keeps_the_order_of_every_stream(items):
         return out
     done = merged([_Item(op, stream, kind, body=body) for op, stream, kind, body in items])
     assert told([(x.op, x.stream, x.kind, x.body) for x in done]) == told(items)
+
+
+def at_rest(journal):
+    "The writer has nothing to do and is not about to write."
+    while journal._pending or journal._unsynced or not journal._idle: time.sleep(0.002)
+
+
+def test_what_is_written_at_once_is_there_at_once_in_order_and_kept(tmp_path):
+    journal = open_journal(f'sqlite:///{tmp_path}/j.db')
+    at_rest(journal)
+    journal.append_rows('a', 'steps', np.zeros(1, BOOK), 1, later=True)
+    tickets = [journal.append('a', kind, b'x', ts_ns=1, durable=kind == 'intent', later=True) for kind in ('decision', 'intent', 'intent')]
+    assert journal.at_once() and all(t.offset for t in tickets)
+    assert [e.kind for e in journal.read('a')] == ['steps', 'decision', 'intent', 'intent']  # though the disk may not be ready
+    assert [t.wait() for t in tickets] == [2, 3, 4] and not journal._unsynced
+    journal.close()
+
+
+def test_an_error_of_the_disk_after_a_write_at_once_reaches_who_waits(tmp_path):
+    journal = open_journal(f'sqlite:///{tmp_path}/j.db')
+    at_rest(journal)
+    def broken(): raise OSError(5, 'Input/output error')
+    journal._to_disk = broken
+    ticket = journal.append('a', 'intent', b'x', ts_ns=1, durable=True, later=True)
+    journal.at_once()
+    with pytest.raises(DataError, match='cannot be written: .*Input/output'): ticket.wait()
+    with pytest.raises(DataError, match='Input/output'): journal.append('a', 'intent', b'x', ts_ns=1)
+    with pytest.raises(DataError): journal.close()
+
+
+def test_while_another_process_writes_it_is_left_to_the_writer(tmp_path):
+    journal = open_journal(f'sqlite:///{tmp_path}/j.db')
+    at_rest(journal)
+    other = journal._connect(5.)
+    other.execute('begin immediate')
+    journal.append_rows('a', 'steps', np.zeros(1, BOOK), 1, later=True)
+    journal.append_rows('a', 'steps', np.ones(1, BOOK), 1, later=True)
+    ticket = journal.append('a', 'intent', b'x', ts_ns=1, durable=True, later=True)
+    assert not journal.at_once() and not ticket.settled
+    other.execute('rollback')
+    ticket.wait()
+    steps, intent = journal.read('a')
+    assert len(rows_of(steps, BOOK)) == 2 and intent.kind == 'intent'
+    other.close()
+    journal.close()

@@ -1,6 +1,7 @@
 "The shell of a session: a journal that fails, a worker that fails, a link that is down, orders that nobody owns."
 import asyncio
 from decimal import Decimal
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from arbwork.clock import NS, WallClock
 from arbwork.decide.contract import Universe
 from arbwork.feed.events import BOOK, VALID, OrderUpdate
-from arbwork.live import warm
+from arbwork.live import Desk, warm
 from arbwork.market import ConfigError, DataError, Listing, VenueError
 from arbwork.settings import make_params
 from arbwork.sim.chaos import LoopJournal
@@ -226,3 +227,21 @@ def test_a_halt_ends_a_session_that_is_to_end_then(journal):
         journal.append('control', 'command', msgspec.msgpack.encode(Command('h', 'halt', by='me')), ts_ns=0, key='h')
         return await asyncio.wait_for(running, 60)
     assert asyncio.run(scene()).why == 'halted: halted by me'
+
+
+def test_a_link_that_fails_half_way_is_closed_with_the_others(monkeypatch):
+    class Half:
+        def __init__(self, name): self.name, self.closed = name, 0
+        async def start(self):
+            if self.name == 'bybit': raise VenueError('bybit: the second socket was refused', 'venue_down')
+        async def close(self): self.closed += 1
+    made = {}
+    monkeypatch.setattr('arbwork.live.open_vault', lambda settings: {})
+    monkeypatch.setattr(Desk, 'account', lambda self, name, vault: made.setdefault(name, Half(name)))
+
+    async def scene():
+        desk = Desk(SimpleNamespace(venues=dict.fromkeys(('binance', 'bybit', 'okx'))), UNIVERSE, WallClock(), None)
+        with pytest.raises(VenueError, match='second socket'): await desk.connect('sim', {})
+        await desk.close()
+    asyncio.run(scene())
+    assert {name: x.closed for name, x in made.items()} == {'binance': 1, 'bybit': 1}

@@ -8,9 +8,10 @@ last one it has dealt with. The store behind it is chosen by address: `sqlite://
 
 # %% auto #0
 __all__ = ['LEASE_S', 'PUT', 'ROWS', 'ACK', 'PRUNE', 'SYNC', 'MERGED_BYTES', 'LINGER_S', 'BATCH', 'WAITING', 'SCHEMA',
-           'CHECKPOINT', 'COMMIT', 'ROOM', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'FIELDS', 'STREAMS', 'SCHEMES',
-           'SHAPES', 'Claim', 'steady_s', 'Lease', 'Entry', 'rows_of', 'Ticket', 'merged', 'Journal', 'QueuedJournal',
-           'SqliteJournal', 'without_secret', 'Server', 'server_at', 'open_journal']
+           'CHECKPOINT', 'COMMIT', 'ROOM', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'UNKEPT', 'AT_ONCE', 'QUICK_S',
+           'FIELDS', 'STREAMS', 'SCHEMES', 'SHAPES', 'Claim', 'steady_s', 'Lease', 'Entry', 'rows_of', 'Ticket',
+           'merged', 'Journal', 'QueuedJournal', 'SqliteJournal', 'without_secret', 'Server', 'server_at',
+           'open_journal']
 
 # %% ../../nbs/store/00_journal.ipynb #f2d00288
 import asyncio
@@ -167,7 +168,7 @@ class Ticket:
             with self._journal._mutex:
                 if self.settled: waiter.set_result(None)
                 else: self._waiters = (*self._waiters, (loop, waiter))
-            self._journal._hurry()
+            if not self.offset: self._journal._hurry() # otherwise it is written, and on its way to the disk
             await waiter
         return self._outcome()
 
@@ -227,9 +228,9 @@ class Journal(Protocol):
     "The durable queue, whatever is behind it."
     id:str    # of this very journal; a new one has a new id
     where:str # its address, for messages
-    def append(self, stream:str, kind:str, body:bytes, *, ts_ns:int, key:str|None=None, durable:bool=False)->Ticket:
+    def append(self, stream:str, kind:str, body:bytes, *, ts_ns:int, key:str|None=None, durable:bool=False, later:bool=False)->Ticket:
         "Keep an entry; `durable` also against loss of power. A `key` seen before in this stream yields the first entry's offset."
-    def append_rows(self, stream:str, kind:str, arr, ts_ns:int)->None: "Keep numpy rows, merged with their neighbours."
+    def append_rows(self, stream:str, kind:str, arr, ts_ns:int, later:bool=False)->None: "Keep numpy rows, merged with their neighbours."
     def read(self, stream:str, after:int=0, limit:int=1000, kind:str|None=None)->list[Entry]: "The next entries after an offset."
     def last(self, stream:str, kind:str|None=None, before:int|None=None)->Entry|None: "The newest entry (below `before`)."
     def streams(self)->list[str]: "Names of the streams that hold something."
@@ -238,6 +239,7 @@ class Journal(Protocol):
     def prune(self, stream:str, before_offset:int)->int: "Drop entries below an offset; gives their number."
     def lease(self, name:str, ttl_s:float=LEASE_S, claim:Claim|None=None)->Lease: "The sole right to something on all machines; what it loses it may not append."
     def make_room(self)->None: "Make the place that coming entries will take, where that makes keeping them faster."
+    def at_once(self)->bool: "Keep what waits without delay, in the thread that calls where that is quick; False where it is left to the writer."
     def flush(self)->None: "Return when all that was appended so far is kept."
     def sync(self)->None: "Like `flush`, and kept against loss of power too."
     def close(self)->None: "Write what waits, then let go."
@@ -251,8 +253,9 @@ class QueuedJournal:
     "What all journals share: the queue, the thread that empties it, the tickets. A store adds `_keep`, `_let_go` and the reading."
     def __init__(self, where:str):
         self.where = where
-        self._pending, self._mutex, self._reading, self._kick = deque(), threading.Lock(), threading.Lock(), threading.Lock()
+        self._pending, self._mutex, self._reading, self._kick, self._writing = deque(), *(threading.Lock() for _ in range(4))
         self._kick.acquire()
+        self._thread, self._unsynced = None, []
         self._idle = self._urgent = self._closing = False
         self._failed, self._fences = '', {}
 
@@ -262,20 +265,24 @@ class QueuedJournal:
         atexit.register(self.close)
 
     def _keep(self, items:list, durable:bool)->None: "Store merged items in order and fill in the offsets of their tickets."
+    def _finish(self)->None: "Have kept for good what `at_once` has left to the writer."
+    def _tidy(self)->None: "What a store wants done now and then."
     def _let_go(self)->None: "Close connections, after all has been written."
     def make_room(self)->None: "Make the place that coming entries will take, where that makes keeping them faster."
+    def at_once(self)->bool: self._hurry(); return False
     def _lend(self, name:str, who:str, machine:str, ttl_s:float)->tuple: "A mark of the grant that is not 0; or 0, who has it, and for how many seconds."
     def _prolong(self, name:str, mark, ttl_s:float)->bool: "Renew a grant; False when there is a later one."
     def _give_back(self, name:str, mark)->None: "End a grant."
 
 # %% ../../nbs/store/00_journal.ipynb #ac3f0feb
 @patch
-def _add(self:QueuedJournal, item:_Item, urgent:bool):
+def _add(self:QueuedJournal, item:_Item, urgent:bool, later:bool=False):
     if self._failed: raise DataError(self._failed)
     if self._closing: raise ArbworkError(f'{self.where}: closed, wanted open')
     if len(self._pending) > WAITING:
         raise DataError(f'{self.where}: {len(self._pending)} entries wait to be written, wanted at most {WAITING}; the store behind it is too slow')
     self._pending.append(item)
+    if later: return
     if urgent: self._hurry()
     elif self._idle: self._poke()
 
@@ -298,10 +305,11 @@ def append(self:QueuedJournal,
     ts_ns:int,          # UTC
     key:str|None=None,  # once within the stream
     durable:bool=False, # also against loss of power
+    later:bool=False,   # whoever appends it calls `at_once` soon
 )->Ticket:
     "Keep an entry. A `key` seen before keeps nothing new: the ticket yields the first entry's offset and says `duplicate`."
     ticket = Ticket(self)
-    self._add(_Item(PUT, stream, kind, key, int(ts_ns), bytes(body), durable, ticket), durable)
+    self._add(_Item(PUT, stream, kind, key, int(ts_ns), bytes(body), durable, ticket), durable, later)
     return ticket
 
 @patch
@@ -309,9 +317,10 @@ def append_rows(self:QueuedJournal,
     stream:str, kind:str,
     arr,       # numpy structured array or one row of it; its bytes are copied
     ts_ns:int, # UTC
+    later:bool=False, # as for `append`
 )->None:
     "Keep rows without waiting; neighbours are merged. What goes wrong is raised by the next append, `flush` or `close`."
-    self._add(_Item(ROWS, stream, kind, None, int(ts_ns), arr.tobytes()), False)
+    self._add(_Item(ROWS, stream, kind, None, int(ts_ns), arr.tobytes()), False, later)
 
 # %% ../../nbs/store/00_journal.ipynb #d9491fb5
 @patch
@@ -327,23 +336,29 @@ def _write_forever(self:QueuedJournal):
     batch = []
     try:
         while True:
-            if not self._pending and not self._closing:
+            if self._rests():
                 self._idle = True
-                if not self._pending and not self._closing: self._kick.acquire(timeout=0.5)
+                if self._rests(): self._kick.acquire(timeout=0.5)
                 self._idle = False
-                if not self._pending and not self._closing: continue
+                if self._rests(): continue
             if not self._urgent and not self._closing: self._kick.acquire(timeout=LINGER_S)
             self._urgent = False
-            batch = [self._pending.popleft() for _ in range(min(len(self._pending), BATCH))]
-            if self._pending: self._urgent = True
-            if batch: self._commit(batch)
-            elif self._closing: return
+            with self._writing:
+                self._finish()
+                self._tidy()
+                batch = [self._pending.popleft() for _ in range(min(len(self._pending), BATCH))]
+                if self._pending: self._urgent = True
+                if batch: self._commit(batch)
+                elif self._closing: return
             batch = []
     except Exception as e:
-        self._failed = str(e) if isinstance(e, DataError) else f'{self.where}: the writer stopped: {e!r}'
+        self._failed = str(e) if isinstance(e, DataError) else f'{self.where}: cannot be written: {e}' if isinstance(e, OSError) else f'{self.where}: the writer stopped: {e!r}'
         time.sleep(0.01)
         rest = batch + [self._pending.popleft() for _ in range(len(self._pending))]
-        _settle(self._mutex, [x.ticket for x in rest if x.ticket and not x.ticket.settled], self._failed)
+        _settle(self._mutex, [t for t in (*self._unsynced, *(x.ticket for x in rest if x.ticket)) if not t.settled], self._failed)
+
+@patch
+def _rests(self:QueuedJournal)->bool: return not (self._pending or self._unsynced or self._closing)
 
 # %% ../../nbs/store/00_journal.ipynb #a38aa880
 @patch
@@ -427,7 +442,7 @@ class SqliteJournal(QueuedJournal):
     ):
         self.path = Path(path).absolute()
         super().__init__(f'journal {self.path}')
-        self._full, self._written = False, 0
+        self._written, self._log, self._sync_s = 0, None, deque(maxlen=8)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db, self._reader = self._connect(0.), self._connect(BUSY_S)
@@ -468,11 +483,8 @@ INSERT = {n: 'insert into entry(stream, kind, key, ts_ns, body) values ' + ', '.
 INSERT_KEYED = INSERT[1] + ' on conflict do nothing'
 
 @patch
-def _begin(self:SqliteJournal, full:bool):
+def _begin(self:SqliteJournal):
     "Start a transaction, waiting for other processes in steps much shorter than SQLite's own."
-    if full != self._full:
-        self._db.execute(f'pragma synchronous={"full" if full else "normal"}')
-        self._full = full
     end, pause = time.monotonic() + BUSY_S, 0.00005
     while True:
         try: return self._db.execute('begin immediate')
@@ -516,37 +528,66 @@ def _do(self:SqliteJournal, x:_Item):
         self._db.execute("insert into meta values('synced', '1') on conflict(name) do update set value = value + 1")
 
 @patch
-def _keep(self:SqliteJournal, items:list, durable:bool):
-    "All of a batch in one transaction."
-    try:
-        self._begin(durable)
-        plain = []
-        for x in items:
-            if x.op in (PUT, ROWS) and x.key is None: plain.append(x); continue
-            self._put_plain(plain)
-            plain = []
-            if x.op == PUT: self._put_keyed(x)
-            else: self._do(x)
+def _insert(self:SqliteJournal, items:list):
+    "All of a batch into a transaction that has begun, and its end."
+    plain = []
+    for x in items:
+        if x.op in (PUT, ROWS) and x.key is None: plain.append(x); continue
         self._put_plain(plain)
-        if durable: _use_the_time(items)
-        self._db.execute('commit')
-    except (sqlite3.Error, OSError, OverflowError, TypeError, ValueError) as e:
+        plain = []
+        if x.op == PUT: self._put_keyed(x)
+        else: self._do(x)
+    self._put_plain(plain)
+    self._db.execute('commit')
+
+UNKEPT = sqlite3.Error, OSError, OverflowError, TypeError, ValueError
+
+@patch
+def _keep(self:SqliteJournal, items:list, durable:bool):
+    "All of a batch in one transaction, and on the disk when that is asked for."
+    try:
+        self._begin()
+        self._insert(items)
+        if durable:
+            _use_the_time(items)
+            self._to_disk()
+    except UNKEPT as e:
         if self._db.in_transaction: self._db.rollback()
-        raise DataError(f'{self.where}: cannot be written: {e}; what was acknowledged before is safe, make room and start again') from e
+        raise self._unkept(e) from e
+
+@patch
+def _unkept(self:SqliteJournal, e:Exception)->DataError: return DataError(f'{self.where}: cannot be written: {e}; what was acknowledged before is safe, make room and start again')
+
+@patch
+def _to_disk(self:SqliteJournal):
+    "Have the disk keep all that is in the log."
+    if self._log is None: self._log = os.open(f'{self.path}-wal', os.O_RDONLY)
+    began = time.monotonic()
+    getattr(os, 'fdatasync', os.fsync)(self._log)
+    self._sync_s.append(time.monotonic() - began)
 
 @patch
 def _commit(self:SqliteJournal, batch:list):
     "Keep a batch, tell those who wait, and only then let the log be copied into the file."
     QueuedJournal._commit(self, batch)
-    self._written += COMMIT + sum(len(x.body) for x in batch) + 64*len(batch)
-    if self._written > CHECKPOINT:
-        self._written = 0
-        self._db.execute('pragma wal_checkpoint(passive)')
+    self._grown(batch)
+    self._tidy()
+
+@patch
+def _grown(self:SqliteJournal, batch:list): self._written += COMMIT + sum(len(x.body) for x in batch) + 64*len(batch)
+
+@patch
+def _tidy(self:SqliteJournal):
+    "Let the log be copied into the file when it is long."
+    if self._written <= CHECKPOINT: return
+    self._written = 0
+    self._db.execute('pragma wal_checkpoint(passive)')
 
 @patch
 def _let_go(self:SqliteJournal):
     with self._reading:
         for db in (self._db, self._reader): db.close()
+    if self._log is not None: os.close(self._log)
 
 # %% ../../nbs/store/00_journal.ipynb #30097f0c
 @patch
@@ -572,6 +613,44 @@ def _use_the_time(items:list):
         loop, what = x.ticket._early
         try: loop.call_soon_threadsafe(what)
         except RuntimeError: continue # its loop is closed
+
+# %% ../../nbs/store/00_journal.ipynb #f33298f4
+AT_ONCE, QUICK_S = 64, 0.0002 # entries; seconds a sync
+
+@patch
+def at_once(self:SqliteJournal)->bool: # False where it is left to the writer
+    "Write what waits in the thread that calls; the writer has the disk keep it."
+    if self._thread is None or self._failed or not 0 < len(self._pending) <= AT_ONCE or not self._writing.acquire(blocking=False):
+        self._hurry()
+        return False
+    try:
+        batch = [self._pending.popleft() for _ in range(len(self._pending))]
+        items, durable = merged(batch), any(x.durable for x in batch)
+        try:
+            self._db.execute('begin immediate')
+            self._insert(items)
+        except UNKEPT:
+            if self._db.in_transaction: self._db.rollback()
+            self._pending.extendleft(reversed(items))
+            self._hurry()
+            return False
+        self._grown(items)
+        tickets = [x.ticket for x in items if x.ticket]
+        if not durable: _settle(self._mutex, tickets); return True
+        self._unsynced += tickets
+        if len(self._sync_s) < self._sync_s.maxlen or max(self._sync_s) > QUICK_S: self._hurry()
+        else: self._finish()
+        return True
+    except OSError: self._hurry(); return True # the writer meets it again, and says so
+    finally: self._writing.release()
+
+@patch
+def _finish(self:SqliteJournal):
+    "Have the disk keep what has been written for those who wait for that."
+    if self._unsynced:
+        self._to_disk()
+        done, self._unsynced = self._unsynced, []
+        _settle(self._mutex, done)
 
 # %% ../../nbs/store/00_journal.ipynb #10163cd9
 @patch

@@ -183,8 +183,8 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
             if mode == 'shadow': self.links[name] = ShadowLink(name, self.links[name])
             continue
         link = self.account(name, vault)
+        self.links[name] = ShadowLink(name, link) if mode == 'shadow' else link # before it starts: one that fails half way is closed too
         await link.start()
-        self.links[name] = ShadowLink(name, link) if mode == 'shadow' else link
 
 @patch
 def listen(self:Desk, on_row, on_trade=None): # called with the venue, a trade of others and when it was heard; None: trades are not subscribed to

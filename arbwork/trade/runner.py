@@ -76,7 +76,7 @@ def on_row(self:Runner, row):
         code, intents = self.core.row(now_ns, row)
         step = self._step[0]
         step['now_ns'], step['row'], step['code'], step['n'] = now_ns, row, code, len(intents)
-        self.journal.append_rows(self.stream, 'steps', self._step, now_ns)
+        self.journal.append_rows(self.stream, 'steps', self._step, now_ns, later=len(intents) > 0)
         if self.core.made:
             self.do(self.core.take(), now_ns)
             self._moved()
@@ -129,9 +129,11 @@ def fail(self:Runner, e:Exception):
 @patch
 def do(self:Runner, actions:list, now_ns:int):
     "Journal what came out and start a worker for each thing to be done."
-    for a in actions:
-        kind = MADE.get(type(a))
-        ticket = self.journal.append(self.stream, kind, encode(a), ts_ns=now_ns, durable=type(a) is Place) if kind else None
+    urgent = Place in map(type, actions)
+    made = [(a, MADE.get(type(a))) for a in actions]
+    tickets = [self.journal.append(self.stream, kind, encode(a), ts_ns=now_ns, durable=type(a) is Place, later=urgent) if kind else None for a, kind in made]
+    if urgent: self.journal.at_once()
+    for a, ticket in zip(actions, tickets):
         if type(a) is Place: self._start(workers.send(a, self.links[a.venue], ticket, self.state, self.give), 'silence', Silence(a.order.client_id, 'place', 'other'))
         elif type(a) is Ask: self._start(workers.ask(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'ask', 'other'))
         elif type(a) is Cancel: self._start(workers.cancel(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'cancel', 'other'))

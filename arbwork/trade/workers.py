@@ -62,7 +62,8 @@ async def send(
     "One order, from durable intent to the venue's first word."
     name = place.order.client_id
     prepare, meanwhile = getattr(link, 'prepare', None), getattr(ticket, 'meanwhile', None)
-    if prepare and meanwhile: meanwhile(lambda: prepare(place.order))
+    if prepare and getattr(ticket, 'offset', 0) and not ticket.settled: prepare(place.order) # written, and on its way to the disk
+    elif prepare and meanwhile: meanwhile(lambda: prepare(place.order))
     await ticket.done()
     if state(name) != INTENT: return
     if not link.live: return give('order', refused_order(place, 'venue_down', 'not sent, no connection'))

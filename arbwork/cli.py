@@ -118,6 +118,7 @@ def sim(
     now:Annotated[bool, typer.Option('--now', help='date the first row now, for clients whose clock is the wall\'s')]=False,
     faults:Annotated[str, typer.Option(help='what goes wrong while it runs: a seed, one of feed, words, lines, house, all, or such a name with :SEED behind it')]='none',
     limits:Annotated[bool, typer.Option(help='refuse whoever asks too much, as each venue does')]=True,
+    on_call:Annotated[bool, typer.Option('--on-call', help='let the clock stand until somebody asks anything')]=False,
     fee_tiers:Annotated[bool, typer.Option(help="charge on each venue's ladder, moving with the account's own volume, also where the scenario has none")]=False,
     as_json:AsJson=False,
 ):
@@ -132,7 +133,7 @@ def sim(
     keys = Keys(api_key, api_secret, api_passphrase) if api_key else None
     with open_loop() as run:
         run(serve(names, played, port=port, speed=speed, seed=seed, lead_s=lead, keys=keys, tls=tuple(map(Path, tls)) if all(tls) else None, start_ns=time.time_ns() + int(lead*speed*NS) if now else None, wall=now,
-                  balances=read_balances(names, balance or []), faults=faults, limits=limits, tiers=FEE_TIERS if fee_tiers else None,
+                  balances=read_balances(names, balance or []), faults=faults, limits=limits, on_call=on_call, tiers=FEE_TIERS if fee_tiers else None,
                   on_ready=lambda ready: show(ready | dict(figures=played.figures, sources=played.sources), as_json, 'simulated venues, until Ctrl-C')))
 
 # %% ../nbs/91_cli.ipynb #fc5faa99

@@ -196,6 +196,19 @@ def test_unknown_venues_scenarios_and_speeds_are_refused():
         with pytest.raises(ConfigError, match=words): World(venues, s, **options)
 
 
+def test_a_clock_on_call_stands_until_somebody_asks():
+    async def use(world, places):
+        await asyncio.sleep(.3) # at this speed more than the lead
+        assert not any(v.rows_shown for v in world.venues.values())
+        async with aiohttp.ClientSession() as http, http.get(places['bybit'].rest + '/_sim/status') as r: assert r.status == 200
+        assert not world.begun.is_set()
+        asked = await fetch_time_ns(CODECS['bybit'](None, None), places['bybit'])
+        assert world.begun.is_set() and asked < world.first_ns
+        await until(lambda: all(v.ended for v in world.venues.values()))
+    run(use, speed=600., lead_s=.2, on_call=True)
+    with pytest.raises(ConfigError, match='wanted one of the two'): World(['bybit'], load_scenario('link-2021-08-20', minutes=1), wall=True, on_call=True)
+
+
 def test_requests_without_keys_are_refused():
     async def use(world, places):
         for v in VENUES:

@@ -37,7 +37,7 @@ class Door:
         clock:ScaledClock|None=None, # set when the venue opens
         about:dict|None=None,        # what `/_sim/status` says beside its counts
     ):
-        self.venue, self.clock, self.about, self.runner = venue, clock, about or {}, None
+        self.venue, self.clock, self.about, self.runner, self.called = venue, clock, about or {}, None, lambda: None # called: by the first request
         self.sockets, self.pending, self.stirred = {}, set(), asyncio.Event() # stirred: something may be due earlier than it was
 
     async def open(self, host:str, port:int):
@@ -73,6 +73,7 @@ from fastcore.basics import patch
 @patch
 async def handle(self:Door, request:web.Request):
     "A socket if the client asks for one, otherwise REST."
+    self.called()
     path, _, query = request.raw_path.partition('?')
     if request.headers.get('Upgrade', '').lower() == 'websocket': return await self.converse(request, path, query)
     body = (await request.read()).decode(errors='replace')
@@ -223,19 +224,22 @@ class World:
         faults:str='none',      # drawn from the opening on, as `faults.read_schedule` reads it
         tiers:dict|None=None,   # venue to its ladder of fees; None: the scenario's
         limits:bool=True,       # whether asking too much is refused
+        on_call:bool=False,     # the clock stands until somebody asks anything, however long that takes
     ):
         read_schedule(faults)
+        if on_call and wall: raise ConfigError("simulator: found a clock that waits for a call and is the wall's, wanted one of the two")
         if not venues or len(set(venues)) != len(venues): raise ConfigError(f'venues: found {venues}, wanted one or more different names')
         if not (0 < speed < math.inf and 0 <= lead_s < math.inf): raise ConfigError(f'simulator: found speed {speed} and lead {lead_s} s, wanted above 0 and at least 0')
         if not 0 <= port <= 65_536 - len(venues): raise ConfigError(f'simulator: found port {port} for {len(venues)} venues, wanted 0 to {65_536 - len(venues)}')
         self.scenario, self.port, self.speed, self.lead_s, self.host = scenario, port, float(speed), lead_s, host
         self.clock, self.task, self.doors, self.wall, self.faults, self.stirred = None, None, {}, wall, faults, asyncio.Event()
+        self.on_call, self.begun = on_call, asyncio.Event()
         self.shift_ns = 0 if start_ns is None else start_ns - scenario.start_ns
         self.first_ns, self.last_ns = scenario.start_ns + self.shift_ns, scenario.end_ns + self.shift_ns
         about = {'scenario': scenario.name, 'seed': scenario.seed, 'schedule': faults, 'start_ns': self.first_ns, 'end_ns': self.last_ns}
         opened = open_venues(scenario, venues, keys, balances=balances, fees_bps=fees_bps, tiers=tiers, start_ns=start_ns, speed=self.speed, limits=limits)
         self.doors = {name: Door(v, about=about) for name, v in opened.items()}
-        for door in self.doors.values(): door.stirred = self.stirred
+        for door in self.doors.values(): door.stirred, door.called = self.stirred, self.begin
 
     @property
     def venues(self)->dict[str, Venue]: return {name: d.venue for name, d in self.doors.items()}
@@ -254,8 +258,16 @@ async def start(self:World)->dict: # what is where
     for door in self.doors.values():
         door.clock = self.clock
         door.venue.haunt(self.faults, self.clock.now_ns())
+    if not self.on_call: self.begin()
     self.task = asyncio.ensure_future(self.run())
     return self.ready()
+
+@patch
+def begin(self:World):
+    "Let the clock run; a second time does nothing."
+    if self.begun.is_set(): return
+    if self.on_call: self.clock.anchor_ns = time.monotonic_ns()
+    self.begun.set()
 
 # %% ../../nbs/sim/09_server.ipynb #eee0c8cd
 @patch
@@ -285,6 +297,7 @@ def place_of(self:World, name:str, port:int)->dict[str, str]:
 @patch
 async def run(self:World):
     "Do what is due when its time comes."
+    await self.begun.wait()
     while True:
         now = self.clock.now_ns()
         for d in self.doors.values(): d.venue.advance(now, most=64)
@@ -395,12 +408,13 @@ async def serve(
     faults:str='none',         # drawn while it runs: a seed, the name of a mix, or `mix:seed`
     tiers:dict|None=None,      # venue to its ladder of fees; None: the scenario's
     limits:bool=True,          # whether asking too much is refused
+    on_call:bool=False,        # the clock stands until the first request
     on_ready=None,             # called once with what is where
     stop:asyncio.Event|None=None, # ends it; None: until cancelled
 ):
     "Serve simulated venues until stopped."
     if isinstance(scenario, str): scenario = load_scenario(scenario, seed=seed, venues=cast(venues), hours=hours)
-    world = (NamedWorld if tls else World)(venues, scenario, port, speed, keys, balances, lead_s, host, fees_bps, start_ns, wall, faults=faults, tiers=tiers, limits=limits,
+    world = (NamedWorld if tls else World)(venues, scenario, port, speed, keys, balances, lead_s, host, fees_bps, start_ns, wall, faults=faults, tiers=tiers, limits=limits, on_call=on_call,
         **({'tls': tls} if tls else {}))
     ready = await world.start()
     try:

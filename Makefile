@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+MADE   := $(VENV)/.made
 READY  := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -18,17 +19,23 @@ help:
 
 setup: $(READY)
 
-# the exact packages of requirements.lock, checked by hash, into an environment of the project's own
-$(READY): requirements.lock pyproject.toml
+# The exact packages of requirements.lock, checked by hash, into an environment of the project's own. The stamp is written last and taken away first:
+# an environment without it was left half made by a run that was interrupted, and is made anew.
+$(MADE): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"python 3.11 or newer is needed, found {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'python3 lacks venv; on Debian: apt install python3-venv'; exit 1; }
+	@test -e $@ || rm -rf $(VENV)
+	@rm -f $@ $(READY)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'python3 lacks venv; on Debian: apt install python3-venv'; rm -rf $(VENV); exit 1; }
 	@echo 'installing into $(VENV) (once; about a minute)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(READY): $(MADE)
 	@echo 'compiling the kernels (once; about half a minute)'
 	@$(BIN)/arbwork compile >/dev/null
-	@touch $(READY)
+	@touch $@
 
 demo: setup
 	@$(BIN)/arbwork demo

@@ -343,8 +343,8 @@ def steer(
 RECORDED, STRESS, LIVE = 'recorded', 'stress', 'live'
 
 WORLDS = {
-    RECORDED: dict(scenario='link-2021-08-20', speed=600., hours=2., lead=3.),
-    STRESS:   dict(scenario='stress', speed=1_080., hours=24., lead=3.),
+    RECORDED: dict(scenario='link-2021-08-20', speed=300., hours=2., lead=4.),
+    STRESS:   dict(scenario='stress', speed=1_080., hours=24., lead=4.),
     LIVE:     dict(scenario='stress', speed=60., hours=24., lead=3.),
 }
 LIVE_S = 41.      # wall seconds that the bot trades

@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 from numba.core.dispatcher import Dispatcher
 
-from . import basis, cross, cycle
+from . import basis, cross, cycle, maker
 from .contract import MEMORY, Universe, params_dtype
 from .cross import KERNELS, STEPS
 from .step import bound, enter, kernel_hash, rebind, step as step_template
@@ -45,6 +45,7 @@ class Strategy:
     params:type = Params              # `Params`, or what it adds to it
     setup:Callable = plain_memory     # universe to the memory it begins with
     step:Dispatcher|None = field(default=None, repr=False)
+    rests:bool = False                # whether its orders wait at a venue
     file:str = ''                     # where it was read from, '' for one that came along or lives in a notebook
 
     def __post_init__(self):
@@ -82,6 +83,7 @@ STRATEGIES = {
     'cross': Strategy('cross', cross.decide, step=cross.step),
     'cycle': Strategy('cycle', cycle.decide, cycle.CycleParams, cycle.cycle_memory, cycle.step),
     'basis': Strategy('basis', basis.decide, basis.BasisParams, basis.basis_memory, basis.step),
+    'maker': Strategy('maker', maker.decide, maker.MakerParams, step=maker.step, rests=True),
 }
 KERNELS.update({name: s.decide for name, s in STRATEGIES.items()})
 STEPS.update({name: s.step for name, s in STRATEGIES.items()})

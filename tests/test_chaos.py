@@ -8,7 +8,7 @@ import pytest
 
 from arbwork.feed.book import warm
 from arbwork.sim import chaos
-from arbwork.sim.chaos import schedule, total
+from arbwork.sim.chaos import deaths_at, deaths_everywhere, schedule, total
 from arbwork.sim.faults import Fault
 from arbwork.trade import workers
 from arbwork.trade.ledger import Ledger
@@ -36,17 +36,30 @@ def test_a_seed_replays_to_the_byte():
 
 
 @pytest.mark.parametrize('how', chaos.DEATHS)
-def test_a_process_dies_at_a_write_and_another_goes_on(how, monkeypatch):
-    init = chaos.World.__init__
-    def at(k):
-        def planned(self, *args, **more):
-            init(self, *args, **more)
-            self.deaths = [(k, how, 1.)]
-        return planned
+def test_a_process_dies_at_a_write_and_another_goes_on(how):
     for k in (7, 23):
-        monkeypatch.setattr(chaos.World, '__init__', at(k))
-        v = schedule(1, kinds=())
-        assert (v.wrong, v.kills) == ([], 1)
+        v = schedule(1, kinds=(), kills=((how, k),))
+        assert (v.wrong, v.kills, v.deaths) == ([], 1, f'{how}@{k}')
+
+
+def test_a_process_dies_at_every_write_and_again_at_every_write_of_its_recovery():
+    every = list(deaths_everywhere(5, kinds=THIN, session_s=2.5))
+    assert [(v.deaths, v.wrong) for v in every if v.wrong] == []
+    whole = every.pop(0)
+    assert [v.deaths for v in every] == [f'{how}@{k}' for k in range(1, whole.writes + 1) for how in chaos.DEATHS] and {v.kills for v in every} == {1} and whole.trades
+    k = next(i for i, v in enumerate(every) if v.settled > 2)//3 + 1 # something was left to settle
+    pairs = list(deaths_at(5, k, pairs=True, kinds=THIN, session_s=2.5))
+    assert [(v.deaths, v.wrong) for v in pairs if v.wrong] == [] and len(pairs) > 6 and sum(v.kills == 2 for v in pairs) == len(pairs) - 3
+
+
+def test_what_nobody_foresaw_is_a_verdict_too(monkeypatch):
+    def broken(self, v, f): raise LookupError('a venue that trips')
+    monkeypatch.setattr(chaos.World, 'strike', broken)
+    v = schedule(0, kills=0, session_s=4.)
+    assert v.wrong and all('LookupError' in x for x in v.wrong)
+    async def no_lives(w): raise LookupError('a life that cannot begin')
+    monkeypatch.setattr(chaos, 'lives', no_lives)
+    assert schedule(0, kills=0).wrong == ["LookupError: a life that cannot begin"]
 
 
 def test_a_ledger_that_forgets_a_fee_is_caught(monkeypatch):
@@ -57,17 +70,14 @@ def test_a_ledger_that_forgets_a_fee_is_caught(monkeypatch):
 
 
 def test_an_order_that_leaves_before_its_intent_is_safe_is_caught(monkeypatch):
-    send, init = workers.send, chaos.World.__init__
+    send = workers.send
     class Kept:
         async def done(self): return 0
-    def planned(self, *args, **more):
-        init(self, *args, **more)
-        self.deaths = [(3, 'before', 1.)] # the write that holds the first intent
-    monkeypatch.setattr(chaos.World, '__init__', planned)
-    assert schedule(0, kinds=()).wrong == [] # nothing has left
+    def deaths(): return [schedule(3, kinds=(), session_s=3., kills=(('before', k),)) for k in range(1, 16)]
+    assert [v.wrong for v in deaths() if v.wrong] == []
     monkeypatch.setattr(workers, 'send', lambda place, link, ticket, state, give: send(place, link, Kept(), state, give))
-    v = schedule(0, kinds=())
-    assert v.doubled_orders and v.lost_fills and any(x.startswith('orphan') for x in v.wrong)
+    bad = [v for v in deaths() if v.wrong]
+    assert bad and all(v.kills and v.doubled_orders and v.lost_fills and any(x.startswith('orphan') for x in v.wrong) for v in bad)
 
 
 def watched(seed, kinds=None, kills=None, at_death=None):

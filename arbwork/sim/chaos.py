@@ -9,7 +9,7 @@ are laid beside ours: a leg left alone, a fill that is not in the ledger, an ord
 # %% auto #0
 __all__ = ['DEATHS', 'KEYS', 'NAME', 'SESSION_S', 'GAP', 'WANTS', 'DUST', 'GRACE_S', 'LoopJournal', 'Booked', 'World', 'live',
            'lives', 'bury', 'unfinished_now', 'Verdict', 'ours', 'judge', 'judge_fills', 'lasted', 'judge_orders',
-           'judge_money', 'schedule', 'total']
+           'judge_money', 'schedule', 'total', 'deaths_at', 'deaths_everywhere', 'read_kills']
 
 # %% ../../nbs/sim/12_chaos.ipynb #cc297356
 import asyncio
@@ -27,13 +27,13 @@ from ..decide.risk import HALTED
 from ..feed.codec import Keys
 from ..feed.okx import from_wire as okx_name
 from ..feed.wire import CODECS, MarketFeed, TradeLink
-from ..market import ArbworkError, VenueError
+from ..market import ArbworkError, ConfigError, VenueError
 from ..settings import Params
 from .faults import draw_faults
 from .inproc import open_venues
 from .kraken import txid
 from .scenarios import Calibration, stress
-from .virtual import Lines, LoopClock, Stuck, VirtualLoop
+from .virtual import Lines, LoopClock, VirtualLoop
 from ..store.journal import SqliteJournal
 from ..trade.core import Core, SessionStart, replay
 from ..trade.order import Alert, Place, parse_client_id
@@ -47,7 +47,7 @@ DEATHS = ('before', 'after', 'power')
 class LoopJournal(SqliteJournal):
     "The journal in SQLite, written by a timer of the loop; `die` is called at the write `kill_at`."
     def __init__(self, path, loop, delay_s:float=.002, kill_at:int=0, how:str='after', die=None):
-        self.loop, self.delay_s, self.kill_at, self.how, self.die, self.writes, self.safe, self._timer = loop, delay_s, kill_at, how, die, 0, 0, None
+        self.loop, self.delay_s, self.kill_at, self.how, self.die, self.writes, self.safe, self._timer, self.dead = loop, delay_s, kill_at, how, die, 0, 0, None, False
         super().__init__(path)
         self.safe = self._db.execute('select max(offset) from entry').fetchone()[0] or 0 # earlier lives' entries stay
 
@@ -59,9 +59,9 @@ class LoopJournal(SqliteJournal):
     def _write(self):
         "What the writer thread does, once."
         self._timer, batch = None, [self._pending.popleft() for _ in range(len(self._pending))]
-        if not batch or self._closing: return
+        if not batch or self._closing or self.dead: return
         self.writes += 1
-        dies = self.writes == self.kill_at
+        dies = self.dead = self.writes == self.kill_at
         if dies and self.how == 'before': return self.die()
         if dies: # nobody hears of it
             for x in batch: x.ticket = None if x.op < 2 else x.ticket
@@ -97,27 +97,40 @@ class Booked(list):
 
 class World:
     "Venues, what will go wrong, and where the process will die."
-    def __init__(self, seed:int, venues=('binance', 'bybit'), kinds=None, kills:int|None=None, trace=None):
-        self.seed, self.rng, self.loop = seed, random.Random(f'chaos {seed}'), VirtualLoop()
-        self.scenario = stress(seed=seed, hours=(SESSION_S + 90)/3600, step_s=.5, calibration=GAP, venues=venues)
+    def __init__(self, seed:int, venues=('binance', 'bybit'), kinds=None, kills=None, trace=None, session_s:float=SESSION_S):
+        self.seed, self.rng, self.loop, self.session_s = seed, random.Random(f'chaos {seed}'), VirtualLoop(), session_s
+        self.loop.set_exception_handler(self.thrown)
+        self.scenario = stress(seed=seed, hours=(session_s + 90)/3600, step_s=.5, calibration=GAP, venues=venues)
         self.clock = LoopClock(self.loop, self.scenario.start_ns - NS)
         self.venues = open_venues(self.scenario, list(venues), KEYS, limits=False)
         self.opening = {n: {b.asset: b.free + b.held for b in v.engine.balances()} for n, v in self.venues.items()}
         for v in self.venues.values(): v.engine.fills = Booked(self.clock)
         self.lines = Lines(self.venues, self.loop, self.clock, trace=trace)
         self.folder = Path(tempfile.mkdtemp(prefix='arbwork-chaos-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None))
-        self.end_ns, self.calm, self.faults, self.kind_count = self.clock.now_ns() + round(SESSION_S*NS), False, 0, Counter()
-        n = self.rng.choice((0, 1, 1, 2)) if kills is None else kills
-        self.deaths = [(self.rng.randint(1, 150), self.rng.choice(DEATHS), self.rng.uniform(.3, 3.)) for _ in range(n)]
+        self.end_ns, self.calm, self.faults, self.kind_count = self.clock.now_ns() + round(session_s*NS), False, 0, Counter()
+        self.deaths, self.written, self.settled = self.plan(kills), 0, 0
         self.dead, self.away, self.alerts, self.errors, self.killed, self.journal, self.stops = [], [], [], [], None, None, []
         for name, v in self.venues.items(): self.haunt(name, v, kinds)
+
+    def plan(self, kills)->list[tuple]: # write since the one before, way, seconds that it stays away
+        "When the process will die: as the seed says, so often, or as it is told."
+        if not isinstance(kills, int|None): return [(k, how, 1.) for how, k in kills]
+        n, ways = self.rng.choice((0, 1, 1, 2)) if kills is None else kills, []
+        for i in range(n): # half of those that follow another find it recovering
+            last = 12 if i and self.rng.random() < .5 else round(6*self.session_s)
+            ways.append((self.rng.randint(1, last), self.rng.choice(DEATHS), self.rng.uniform(.3, 3.)))
+        return ways
+
+    def thrown(self, loop, context:dict):
+        "A callback of the loop that raised."
+        if 'handle' in context: self.errors.append(f'{context["message"]}: {context.get("exception")!r}')
 
     def haunt(self, name:str, v, kinds):
         "Let what the seed draws go wrong, three times as often as in a rehearsal, until it is calm."
         for at_s, f in draw_faults(f'all:{self.seed}', name):
-            if (at_s := 2. + at_s/3) > SESSION_S: break
+            if (at_s := 2. + at_s/3) > self.session_s: break
             if kinds is None or f.kind in kinds: self.loop.call_later(at_s, self.strike, v, f)
-        self.loop.call_later(SESSION_S, self.calm_down, v)
+        self.loop.call_later(self.session_s, self.calm_down, v)
 
     def strike(self, v, f):
         if f.kind == 'checksum' and not v.checksums: return
@@ -168,6 +181,7 @@ async def live(w:World)->None:
             runner, stop = await recover(name, journal, links, w.clock, w.clock, w, attach=lambda r: box.__setitem__(0, r))
             w.stops.append(stop)
         box[0] = None
+        w.settled = w.settled or w.written + journal.writes
         await clear_orphans(journal, links, w)
         if w.calm: return
         now_ns = w.clock.now_ns()
@@ -191,6 +205,7 @@ async def lives(w:World):
     calm_lives = 0
     for _ in range(60):
         k, how, rest_s = w.deaths[0] if w.deaths else (0, 'after', 1.)
+        k = max(0, k - w.written)
         w.killed = w.loop.create_future()
         w.journal = LoopJournal(w.folder/'journal.db', w.loop, kill_at=k, how=how, die=lambda: w.killed.done() or w.killed.set_result(None))
         calm_lives += w.calm
@@ -198,10 +213,12 @@ async def lives(w:World):
         await asyncio.wait({life, w.killed}, return_when=asyncio.FIRST_COMPLETED)
         if w.killed.done():
             w.deaths.pop(0)
+            w.written = w.settled = 0
             await bury(w, rest_s)
             continue
         error = life.exception()
         w.journal.close()
+        w.written += w.journal.writes
         if error is None:
             if not unfinished_now(w) and w.calm: return
         elif not isinstance(error, (VenueError, OSError, TimeoutError)): raise error
@@ -244,6 +261,9 @@ class Verdict(msgspec.Struct):
     seconds:float = 0.  # simulated
     digest:str = ''     # of every frame both ways
     wrong:list[str] = []
+    deaths:str = ''     # where it was made to die, as `read_kills` reads it; '': as the seed says
+    writes:int = 0      # of the journal since the last death, or at all
+    settled:int = 0     # of these, until what earlier lives left was settled
 
     @property
     def good(self)->bool: return not self.wrong
@@ -254,7 +274,8 @@ DUST, GRACE_S = 6., 2. # quote; seconds beyond deadline, and beyond the return o
 
 def judge(w:World)->Verdict:
     "Lay the venues' own figures beside the journal."
-    v = Verdict(w.seed, faults=w.faults, kills=len(w.dead), seconds=w.loop.now, digest=w.lines.hash.hexdigest(), wrong=list(w.errors))
+    v = Verdict(w.seed, faults=w.faults, kills=len(w.dead), seconds=w.loop.now, digest=w.lines.hash.hexdigest(), wrong=list(w.errors),
+        writes=w.written, settled=w.settled)
     j = LoopJournal(w.folder/'journal.db', w.loop)
     try:
         past = {n: replay(session_entries(j, n)) for n in sessions(j)}
@@ -338,15 +359,18 @@ def schedule(
     seed:int,
     venues=('binance', 'bybit'),
     kinds=None,   # only these faults; None: all
-    kills:int|None=None, # how often the process dies; None: as the seed says
+    kills=None,   # how often the process dies, or (way, write) of each death; None: as the seed says
     trace=None,   # called with (seconds, line, way, bytes) for each frame
+    session_s:float=SESSION_S, # in which things go wrong
 )->Verdict:
     "One schedule from its seed to its verdict."
-    w = World(seed, venues, kinds, kills, trace)
+    w = World(seed, venues, kinds, kills, trace, session_s)
     try:
         try: w.loop.run_until_complete(lives(w))
-        except (ArbworkError, Stuck) as e: w.errors.append(f'{type(e).__name__}: {e}')
-        return judge(w)
+        except Exception as e: w.errors.append(f'{type(e).__name__}: {e}') # also one that nobody foresaw is a verdict
+        v = judge(w)
+        if not isinstance(kills, int|None): v.deaths = ','.join(f'{how}@{k}' for how, k in kills)
+        return v
     finally:
         w.loop.close()
         shutil.rmtree(w.folder, ignore_errors=True)
@@ -357,3 +381,38 @@ def total(verdicts:list[Verdict])->dict:
     def worst(name): return max((getattr(v, name) for v in verdicts), default=0.)
     return dict(schedules=len(verdicts), trades=add('trades'), faults=add('faults') + add('kills'), naked_legs=add('naked_legs'), lost_fills=add('lost_fills'), doubled_orders=add('doubled_orders'),
         unexplained_quote=round(add('unexplained_quote'), 8), worst_exposure_quote=round(worst('worst_exposure_quote'), 4), worst_seconds_to_flat=round(worst('worst_seconds_to_flat'), 3))
+
+# %% ../../nbs/sim/12_chaos.ipynb #6112523c
+def deaths_at(
+    seed:int,
+    k:int,        # write
+    pairs:bool=False, # and once more at each write of the recovery
+    **more,       # as `schedule` takes it
+): # yields verdicts
+    "The schedule of a seed with a death at its `k`-th write, in every way."
+    for i, how in enumerate(DEATHS):
+        v = schedule(seed, kills=((how, k),), **more)
+        yield v
+        for j in range(1, v.settled + 1 if pairs else 1): yield schedule(seed, kills=((how, k), (DEATHS[(i + j) % 3], j)), **more)
+
+def deaths_everywhere(
+    seed:int,
+    pairs:bool=False, # and at each write of each recovery
+    **more,
+): # yields verdicts; the first is of the schedule without a death
+    "The schedule of a seed with a death at each of its writes."
+    whole = schedule(seed, kills=0, **more)
+    yield whole
+    for k in range(1, whole.writes + 1): yield from deaths_at(seed, k, pairs, **more)
+
+def read_kills(
+    text:str, # 'seed', a number, 'every', 'pairs', or deaths as way@write with commas between
+): # None, a number, 'every', 'pairs', or ((way, write), ...)
+    "How the process is to die, as a person says it."
+    text = text.strip()
+    if text in ('every', 'pairs'): return text
+    if text == 'seed': return None
+    if text.isascii() and text.isdigit(): return int(text)
+    found = tuple(x.strip().partition('@')[::2] for x in text.split(','))
+    if all(how in DEATHS and k.isascii() and k.isdigit() and int(k) for how, k in found): return tuple((how, int(k)) for how, k in found)
+    raise ConfigError(f'kills: found {text!r}, wanted seed, a number, every, pairs, or deaths such as {DEATHS[0]}@7,{DEATHS[2]}@3')

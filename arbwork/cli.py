@@ -1163,9 +1163,22 @@ def version(as_json:AsJson=False):
     show(dict(arbwork=arbwork.__version__), as_json)
 
 # %% ../nbs/91_cli.ipynb #a5ed80fb
-def _chaos_seed(seed:int, venues:tuple=('binance', 'bybit')): # its verdict, in a process of its own
-    from arbwork.sim.chaos import schedule
-    return schedule(seed, venues)
+def _chaos(job:tuple, **more)->list: # the verdicts of one seed, or of one write of it, in a process of its own
+    from arbwork.sim.chaos import deaths_at, schedule
+    seed, kills, k = job
+    return list(deaths_at(seed, k, kills == 'pairs', **more)) if k else [schedule(seed, kills=kills, **more)]
+
+def _verdicts(seeds, kills, workers:int, more:dict): # yields the verdicts of a campaign in the order of its seeds
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+    from functools import partial
+    one, everywhere = partial(_chaos, **more), kills in ('every', 'pairs')
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        each = pool.map if pool else map
+        for found in each(one, [(seed, 0 if everywhere else kills, 0) for seed in seeds]):
+            yield from found
+            if everywhere:
+                for some in each(one, [(found[0].seed, kills, k) for k in range(1, found[0].writes + 1)]): yield from some
 
 @app.command()
 def chaos(
@@ -1173,27 +1186,32 @@ def chaos(
     seed:Annotated[int|None, typer.Option(min=0, help='only this one, with its trace')]=None,
     first:Annotated[int, typer.Option(min=0, help='seed of the first')]=0,
     venues:Annotated[str, typer.Option(help='at least two of binance, bybit, okx, kraken')]='binance,bybit',
-    workers:Annotated[int, typer.Option(min=1, help='processes')]=1,
+    kills:Annotated[str, typer.Option(help='at which writes of the journal the process is killed: seed, as the seed draws; a number of times; every, a run for each write and way; '
+        'pairs, and one for each write of each recovery; or deaths such as before@7,power@3')]='seed',
+    seconds:Annotated[float, typer.Option(callback=above(1, same=True), help='simulated seconds in which things go wrong')]=25.,
+    workers:Annotated[int|None, typer.Option('--workers', '--jobs', min=1, help='processes; otherwise one for each core')]=None,
+    out:Annotated[Path|None, typer.Option(help='a line of JSON for each schedule as it ends, behind what the file holds')]=None,
     as_json:AsJson=False,
 ):
     "Try the whole stack under seeded faults and kills; exit code 1 when anything is naked, lost, doubled or unexplained."
-    from concurrent.futures import ProcessPoolExecutor
-    from functools import partial
+    from contextlib import nullcontext
+    import msgspec
     from arbwork.feed.book import warm as warm_books
     from arbwork.feed.wire import CODECS
-    from arbwork.sim.chaos import schedule, total
+    from arbwork.sim.chaos import read_kills, schedule, total
     names = tuple(dict.fromkeys(venues.replace(' ', '').split(',')))
     if len(names) < 2 or set(names) - set(CODECS): raise ConfigError(f'--venues: found {venues!r}, wanted at least two of {", ".join(CODECS)}')
+    dies, more, found = read_kills(kills), dict(venues=names, session_s=seconds), []
     warm_books()
     def trace(at_s, line, way, raw):
         if not as_json: print(f'{at_s:9.4f} {line} {way} {raw[:160].decode(errors="replace")}')
-    if seed is not None: found = [schedule(seed, names, trace=trace)]
-    else:
-        numbers = range(first, first + seeds)
-        one = partial(_chaos_seed, venues=names)
-        with ProcessPoolExecutor(workers) as pool: found = list(pool.map(one, numbers, chunksize=4)) if workers > 1 else [one(s) for s in numbers]
-    for v in found:
-        for why in v.wrong: print(f'seed {v.seed}: {why}', file=sys.stderr)
+    numbers = range(first, first + seeds) if seed is None else [seed]
+    traced = seed is not None and dies not in ('every', 'pairs')
+    with open(out, 'a') if out else nullcontext() as f:
+        for v in [schedule(seed, kills=dies, trace=trace, **more)] if traced else _verdicts(numbers, dies, workers or os.cpu_count() or 1, more):
+            found.append(v)
+            if f: print(msgspec.json.encode(v).decode(), file=f, flush=True)
+            for why in v.wrong: print(f'seed {v.seed}{" --kills " + v.deaths if v.deaths else ""}: {why}', file=sys.stderr)
     show(total(found), as_json, 'chaos')
     if not all(v.good for v in found): raise typer.Exit(1)
 

@@ -13,6 +13,7 @@ from arbwork.research import parity as pa
 from arbwork.settings import make_params
 from arbwork.sim.scenarios import triangles
 from arbwork.store.journal import open_journal
+from arbwork.store.tables import TRADE
 from arbwork.trade.core import STEP, Command, SessionStart
 
 T0 = 1_704_067_200*NS
@@ -47,7 +48,7 @@ class Rough(pa.Modelled):
         super().give(kind, now_ns, body)
 
 
-def write(journal, rows, start=START, late_ms=0., dear=Decimal(1), latency_ms=60, commands=(), seed=0):
+def write(journal, rows, start=START, late_ms=0., dear=Decimal(1), latency_ms=60, commands=(), seed=0, prints=None):
     stream = f'session/{start.session}'
     def on(kind, now_ns, body):
         if kind != 'steps': return journal.append(stream, kind, msgspec.msgpack.encode(body), ts_ns=now_ns)
@@ -55,9 +56,10 @@ def write(journal, rows, start=START, late_ms=0., dear=Decimal(1), latency_ms=60
         step['now_ns'], step['row'], step['code'], step['n'] = now_ns, *body
         journal.append_rows(stream, 'steps', step, now_ns)
     journal.append(stream, 'start', msgspec.msgpack.encode(start), ts_ns=start.started_ns)
+    if prints is not None: journal.append_rows(stream, 'prints', prints, start.started_ns)
     Rough.late_ms, Rough.dear = late_ms, dear
     u, todo = start.universe, list(commands)
-    s = Rough(start, pa.Paper(rows, len(u.listings)), {v: int(latency_ms*1e6) for v in u.venues}, on, seed=seed)
+    s = Rough(start, pa.Paper(rows, len(u.listings), prints), {v: int(latency_ms*1e6) for v in u.venues}, on, seed=seed)
     for r in rows:
         now_ns = int(r['ts_recv_ns'])
         while todo and todo[0].ts_ns <= now_ns: s.advance(todo[0].ts_ns); s.give('command', todo[0].ts_ns, todo.pop(0))
@@ -187,8 +189,8 @@ def test_two_ways_round_one_triangle_are_not_twins():
     assert pa._twins({1: there}, {1: there}, 0) == [(there, there)] and pa._twins({1: there}, {1: back}, 10**12) == [(there, None), (None, back)]
 
 
-@pytest.mark.parametrize(('late_ms', 'dear'), [(0., '1'), (150., '1.5')])
-def test_a_session_whose_orders_rest_has_both_parities(journal, late_ms, dear):
+@pytest.mark.parametrize(('late_ms', 'dear', 'heard'), [(0., '1', False), (150., '1.5', False), (0., '1', True), (150., '1', True)])
+def test_a_session_whose_orders_rest_has_both_parities(journal, late_ms, dear, heard):
     from test_maker_live import FUNDS, UNIVERSE, WISHES
     rng, rows, px = np.random.default_rng(3), np.zeros(1_600, BOOK), 26.7
     for k in range(len(rows)): # one venue's book is wide, and the price of both jumps through it now and then
@@ -199,13 +201,18 @@ def test_a_session_whose_orders_rest_has_both_parities(journal, late_ms, dear):
         rows[k]['bid_px'][:5], rows[k]['ask_px'][:5] = np.round(px - half - .001*np.arange(5), 3), np.round(px + half + .001*np.arange(5), 3)
         rows[k]['bid_qty'][:5] = rows[k]['ask_qty'][:5] = rng.uniform(5, 30)
     start = SessionStart('maker', 'sim', 'maker', make_params(WISHES), UNIVERSE, FUNDS, T0)
-    s = write(journal, rows, start, late_ms, Decimal(dear), latency_ms=5, commands=[Command('a', 'set_params', {'min_edge_bps': 1.}, ts_ns=T0 + 100*NS)])
+    there = rows[(rows['slot'] == 0)][::3]
+    prints = np.zeros(len(there), TRADE) if heard else None # others sell to the bids of the wide venue, not always as far as ours
+    if heard:
+        prints['ts_venue_ns'], prints['side'], prints['qty'] = there['ts_recv_ns'] + NS//8, -1, rng.uniform(1, 80, len(there))
+        prints['px'] = there['bid_px'][:, 0] + .001*rng.integers(0, 2, len(there))
+    s = write(journal, rows, start, late_ms, Decimal(dear), latency_ms=5, commands=[Command('a', 'set_params', {'min_edge_bps': 1.}, ts_ns=T0 + 100*NS)], prints=prints)
     same, total, first = pa.decision_parity(journal)
     assert (same, first) == (total, '') and len(s.trades) > 10
     found = pa.outcome_parity(journal, latency_ms={'binance': 5, 'bybit': 5})
     assert sum(found.causes.values()) == pytest.approx(found.difference, abs=1e-9)
     for p in found.pairs: assert sum(p.causes.values()) == pytest.approx((p.live_quote or 0.) - (p.model_quote or 0.), abs=1e-9)
     if not late_ms: assert found.difference == 0. and all(p.live_quote == p.model_quote for p in found.pairs) and len(found.pairs) == len(s.trades)
-    else: assert found.causes['fee'] < 0
+    elif dear != '1': assert found.causes['fee'] < 0
     resting = [x for t in s.trades.values() for x in t.legs if s.core.orders[x.client_id].rests]
     assert resting and all(x.fee_quote == pytest.approx(float(dear if x.venue == 'bybit' else 1)*x.px*float(x.filled_qty)*1e-4) for x in resting)

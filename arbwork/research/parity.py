@@ -19,11 +19,12 @@ import msgspec
 import numpy as np
 
 from ..clock import NS, utc
-from ..decide.fill import CONSUMED, beyond, refresh, take
+from ..decide.fill import BEHIND, CONSUMED, beyond, queue_print, queue_row, refresh, shown_at, take
 from ..decide.risk import mark, remark
 from ..feed.events import BOOK, VALID
 from ..market import BUY, ConfigError, round_qty
 from ..store.journal import open_journal
+from ..store.tables import TRADE
 from ..trade.core import MADE, STEP, Command, Core, Sent, SessionStart, Stop, Timer, TradeReport, VenueFill, VenueOrder, Fetched, replay
 from ..trade.order import Ask, Cancel, Fetch, Place
 
@@ -64,7 +65,10 @@ class Paper:
     def __init__(self,
         rows:np.ndarray, # (n,) of BOOK in the order they were read
         slots:int,
+        prints:np.ndarray|None=None, # (n,) of TRADE: trades of others that the session heard
     ):
+        held = np.zeros(0, TRADE) if prints is None else prints
+        self.prints = [np.sort(held[held['slot'] == slot], order='ts_venue_ns', kind='stable') for slot in range(slots)]
         self.rows, self.index, self.times = np.ascontiguousarray(rows), [], []
         for slot in range(slots):
             index = np.flatnonzero(self.rows['slot'] == slot)
@@ -99,8 +103,8 @@ class Modelled:
     ):
         self.core, self.paper, self.latency_ns, self.on = Core(start), paper, latency_ns, on or (lambda *_: None)
         self.due, self.order, self.orders, self.trades, self.fills, self.timed_ns = [], itertools.count(), {}, {}, itertools.count(1), 0
-        self.resting:dict[str, tuple[Place, int]] = {} # client id to the order and when it arrived
-        self.reads = -1 # the row that was read last
+        self.resting:dict[str, list] = {} # client id to the order, when it arrived, and base before it at its price
+        self.reads, self.met = -1, [0]*len(paper.prints) # the row that was read last; trades of others that have been looked at
 
     def row(self, now_ns:int, row):
         "A book was read."
@@ -178,24 +182,39 @@ def _rest(self:Modelled, now_ns:int, a:Place):
     other = float(self.paper.rows[i]['ask_px' if x.side == BUY else 'bid_px'][0]) if i >= 0 and self.paper.rows[i]['state'] == VALID else 0.
     takes = other > 0 and beyond(x.side, other, float(x.px)) >= 0
     self.orders[x.client_id] = VenueOrder(x.client_id, x.client_id, x.instrument, x.side, 'rejected' if takes else 'acked', x.qty, Decimal(0), now_ns, 'would_cross' if takes else '', venue=a.venue)
-    if not takes: self.resting[x.client_id] = a, now_ns
+    if not takes: self.resting[x.client_id] = [a, now_ns, float(shown_at(self.paper.rows[i], x.side, float(x.px))) if i >= 0 else np.inf]
     self._later(now_ns + self.latency_ns[a.venue], self._known, self.orders[x.client_id], None)
 
 @patch
 def _reached(self:Modelled, now_ns:int, slot:int):
-    "What a book that has just been read took of what rests there, at its own time."
+    "What a book that has just been read, and the trades before it, took of what rests there, each at its own time."
     k = int(np.searchsorted(self.paper.index[slot], self.reads))
-    at_ns = int(self.paper.times[slot][k])
-    for name, (a, since_ns) in list(self.resting.items()):
-        if a.slot != slot or at_ns <= since_ns: continue
+    at_ns, row, prints = int(self.paper.times[slot][k]), self.paper.rows[self.reads], self.paper.prints[slot]
+    first, self.met[slot] = self.met[slot], int(np.searchsorted(prints['ts_venue_ns'], at_ns, side='right'))
+    for p in prints[first:self.met[slot]]: self._traded(now_ns, slot, p)
+    for name, (a, since_ns, ahead) in list(self.resting.items()):
+        if a.slot != slot or at_ns <= since_ns or row['state'] != VALID: continue
         left = a.order.qty - self.orders[name].filled_qty
         got, _ = self.paper.take(slot, a.order.side, float(left), float(a.order.px), at_ns)
-        if qty := min(left, round_qty(got*(1 + 1e-12), self.core.listings[slot].lot)): self._part(now_ns, at_ns, a, qty)
+        self._part(now_ns, at_ns, a, got)
+        if name in self.resting: self.resting[name][2] = float(queue_row(ahead, np.inf, 0., shown_at(row, a.order.side, float(a.order.px)), BEHIND))
 
 @patch
-def _part(self:Modelled, now_ns:int, at_ns:int, a:Place, qty:Decimal):
-    "So much more of an order that rests is filled."
-    name, done = a.order.client_id, self.orders[a.order.client_id].filled_qty + qty
+def _traded(self:Modelled, now_ns:int, slot:int, p):
+    "A trade of others."
+    for name, (a, since_ns, ahead) in list(self.resting.items()):
+        if a.slot != slot or p['ts_venue_ns'] <= since_ns or a.order.side == p['side']: continue
+        left = float(a.order.qty - self.orders[name].filled_qty)
+        self.resting[name][2], got = queue_print(ahead, left, a.order.side, float(a.order.px), float(p['px']), float(p['qty']))
+        self._part(now_ns, int(p['ts_venue_ns']), a, got)
+
+@patch
+def _part(self:Modelled, now_ns:int, at_ns:int, a:Place, got:float):
+    "So much more of an order that rests is filled, to the lot."
+    name, was = a.order.client_id, self.orders[a.order.client_id].filled_qty
+    qty = min(a.order.qty - was, round_qty(got*(1 + 1e-12), self.core.listings[a.slot].lot))
+    if not qty: return
+    done = was + qty
     if done == a.order.qty: self.resting.pop(name)
     self.orders[name] = msgspec.structs.replace(self.orders[name], status='filled' if done == a.order.qty else 'partly_filled', filled_qty=done, ts_venue_ns=at_ns)
     self._later(max(now_ns, at_ns + self.latency_ns[a.venue]), self._known, self.orders[name], self._filled(at_ns, a, qty, a.order.px, True))
@@ -230,6 +249,7 @@ class Lived(msgspec.Struct):
     places:dict[str, Place] = {}        # by client id
     arrived_ns:dict[str, int] = {}      # by client id, venue time of its execution or refusal
     sent_ns:dict[str, int] = {}         # by client id
+    prints:np.ndarray|None = None       # (n,) of TRADE: trades of others, where it heard them
     trades:dict[int, TradeReport] = {}  # the last report of each
 
 def _rests(session:Lived, client_id:str)->bool:
@@ -243,9 +263,10 @@ def lived(
     "Read a session's stream."
     if entries[0].kind != 'start': raise ConfigError(f'session: found {entries[0].kind!r} at offset {entries[0].offset}, wanted the entry start first')
     read = lambda e, type: msgspec.msgpack.decode(e.body, type=type)
-    out, steps = Lived(read(entries[0], SessionStart), None, []), []
+    out, steps, prints = Lived(read(entries[0], SessionStart), None, []), [], []
     for e in entries:
         if e.kind == 'steps': steps.append(np.frombuffer(e.body, STEP))
+        elif e.kind == 'prints': prints.append(np.frombuffer(e.body, TRADE))
         elif e.kind == 'command': out.outside.append((e.ts_ns, e.kind, read(e, Command)))
         elif e.kind == 'stop': out.outside.append((e.ts_ns, e.kind, read(e, Stop)))
         elif e.kind == 'intent': p = read(e, Place); out.places[p.order.client_id] = p
@@ -257,7 +278,7 @@ def lived(
             u = read(e, VenueOrder)
             if u.ts_venue_ns and u.status != 'unknown_order': out.arrived_ns.setdefault(u.client_id, u.ts_venue_ns)
         elif e.kind == 'trade': t = read(e, TradeReport); out.trades[t.id] = t
-    out.rows = np.concatenate(steps) if steps else np.zeros(0, STEP)
+    out.rows, out.prints = np.concatenate(steps) if steps else np.zeros(0, STEP), np.concatenate(prints) if prints else None
     return out
 
 # %% ../../nbs/research/04_parity.ipynb #d7f1e85b
@@ -276,7 +297,7 @@ def modelled(
     latency_ns:dict[str, int],
 )->Modelled: # after the last row
     "The session's market events and commands, with modelled fills."
-    out = Modelled(session.start, Paper(session.rows['row'], len(session.start.universe.listings)), latency_ns)
+    out = Modelled(session.start, Paper(session.rows['row'], len(session.start.universe.listings), session.prints), latency_ns)
     outside = iter(sorted(session.outside, key=lambda x: x[0]))
     coming = next(outside, None)
     for s in session.rows:

@@ -10,7 +10,7 @@ from arbwork.decide.contract import Universe
 from arbwork.feed.events import BOOK, INVALID, VALID
 from arbwork.market import Listing
 from arbwork.settings import Limits, make_params
-from arbwork.trade.core import STEP, Balances, Command, Core, Restart, SessionStart, VenueFill, replay
+from arbwork.trade.core import STEP, Balances, Command, Core, Restart, SessionStart, VenueFill, VenueOrder, replay
 from arbwork.trade.order import FINAL
 from test_trade_core import MS, World, T0
 
@@ -215,3 +215,24 @@ def test_an_order_that_is_gone_without_a_word_is_found():
         w.until(w.now + NS//8)
         if t.state == 'DONE': break
     assert t.state == 'DONE' and not t.took
+
+
+def test_a_quote_that_is_moved_all_day_stays_small_and_a_fill_of_what_was_forgotten_is_hedged():
+    w, t, place = one_quote()
+    w.trade_with, first = lambda *_: None, w.core.orders[place.order.client_id]
+    w.give('command', Command('r', 'set_params', dict(reach_bps=100., reprice_bps=.5)))
+    for k in range(240):
+        w.px[0] = w.px[1] = 26.70 + .05*(k % 2)
+        w.now += NS//2
+        books(w, 1, 0)
+        w.until(w.now + NS//4)
+    assert w.core.open == {t.id: t} and t.quotes > 100
+    assert len(t.orders) < 4 and len(w.core.orders) < 200 and first.name not in w.core.orders
+    w.give('order', VenueOrder(first.name, 'v', 'LINK-USDT', first.side, 'cancelled', first.place.order.qty, Decimal(0), w.now, venue=first.place.venue))
+    w.give('fill', VenueFill(first.name, 'v', 'late', 'LINK-USDT', first.side, first.place.order.px, Decimal(7), Decimal(0), 'USDT', True, w.now, venue=first.place.venue))
+    assert t.orders[-1].place.why == 'hedge' and t.orders[-1].place.order.qty == 7
+    w.until(w.now + NS)
+    assert t.total(1) == t.total(-1) == 7 and not any(b'stranger' in e.body for e in w.entries if e.kind == 'alert')
+    w.give('command', Command('x', 'stop'))
+    w.until(w.now + 6*NS)
+    ended(w, t, took=True)

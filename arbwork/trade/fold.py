@@ -51,6 +51,7 @@ class Plain(msgspec.Struct, array_like=True):
     refused:dict[str, str]
     sent_at:dict[str, list[int]]
     unfilled:set[int]
+    past:list[tuple[int, str]]
 
 # %% ../../nbs/trade/04_fold.ipynb #84f3615c
 class FoldedOrder(msgspec.Struct, array_like=True):
@@ -128,6 +129,7 @@ def fold(
     plain = {name: getattr(core, name) for name in PLAIN}
     recent = core.now_ns - 60*NS # what was sent before is counted by no limit
     plain['sent_at'] = {v: list(takewhile(lambda t: t >= recent, reversed(x)))[::-1] for v, x in core.sent_at.items()}
+    plain['past'] = list(core.past)
     plain['troubles'] = {v: list(x) for v, x in core.troubles.items()}
     ledger = core.ledger
     chosen = core.all_trades if trades is None else [i for i in sorted(trades) if i in core.all_trades]
@@ -149,6 +151,7 @@ def unfold(
         a = getattr(core, name)
         a[...] = np.frombuffer(raw, a.dtype).reshape(a.shape)
     for name in PLAIN: setattr(core, name, getattr(last.plain, name))
+    core.past = deque(last.plain.past)
     for name in ('troubles', 'sent_at'): setattr(core, name, {v: deque(x) for v, x in getattr(last.plain, name).items()})
     core.params = msgspec.convert(last.params, type(core.params))
     for name, x in last.money.items(): setattr(ledger, name, x)

@@ -125,3 +125,9 @@ def test_news_that_comes_before_a_returning_process_knows_what_it_forgot_is_kept
     "Found by this seed: the fill of an order whose `sent` died with the process came while a venue kept the first question waiting, and halted the session."
     v = schedule(1304)
     assert v.good and v.kills, v.wrong
+
+
+def test_orders_that_rest_are_lost_no_more_than_others():
+    some = [schedule(seed, strategy='maker') for seed in (0, 3, 14, 54)] # 54: a fill of an order whose end was confirmed as its session ended
+    assert [v.wrong for v in some] == [[]]*4 and sum(v.trades for v in some) > 5
+    assert schedule(3, strategy='maker').digest == some[1].digest

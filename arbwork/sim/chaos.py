@@ -8,8 +8,8 @@ are laid beside ours: a leg left alone, a fill that is not in the ledger, an ord
 
 # %% auto #0
 __all__ = ['DEATHS', 'KEYS', 'NAME', 'SESSION_S', 'GAP', 'WANTS', 'DUST', 'GRACE_S', 'LoopJournal', 'Booked', 'World', 'live',
-           'lives', 'bury', 'unfinished_now', 'Verdict', 'ours', 'judge', 'judge_fills', 'lasted', 'judge_orders',
-           'judge_money', 'schedule', 'total', 'deaths_at', 'deaths_everywhere', 'read_kills']
+           'lives', 'bury', 'unfinished_now', 'Verdict', 'ours', 'judge', 'judge_fills', 'lasted', 'over',
+           'judge_orders', 'judge_money', 'schedule', 'total', 'deaths_at', 'deaths_everywhere', 'read_kills']
 
 # %% ../../nbs/sim/12_chaos.ipynb #cc297356
 import asyncio
@@ -97,7 +97,8 @@ class Booked(list):
 
 class World:
     "Venues, what will go wrong, and where the process will die."
-    def __init__(self, seed:int, venues=('binance', 'bybit'), kinds=None, kills=None, trace=None, session_s:float=SESSION_S):
+    def __init__(self, seed:int, venues=('binance', 'bybit'), kinds=None, kills=None, trace=None, session_s:float=SESSION_S, strategy:str='cross'):
+        self.strategy = strategy
         self.seed, self.rng, self.loop, self.session_s = seed, random.Random(f'chaos {seed}'), VirtualLoop(), session_s
         self.loop.set_exception_handler(self.thrown)
         self.scenario = stress(seed=seed, hours=(session_s + 90)/3600, step_s=.5, calibration=GAP, venues=venues)
@@ -186,7 +187,7 @@ async def live(w:World)->None:
         if w.calm: return
         now_ns = w.clock.now_ns()
         state, pnl_day = carried(journal, 'sim', now_ns)
-        start = SessionStart(fresh_id(journal, 'c'), 'sim', 'cross', WANTS, universe, {v: await holdings(x) for v, x in links.items()}, now_ns, w.seed, state=state, pnl_day=pnl_day)
+        start = SessionStart(fresh_id(journal, 'c'), 'sim', w.strategy, WANTS, universe, {v: await holdings(x) for v, x in links.items()}, now_ns, w.seed, state=state, pnl_day=pnl_day)
         runner = box[0] = Runner(Core(start), journal, links, w.clock, w.clock, w)
         runner.begin()
         for slot, name in enumerate(w.venues):
@@ -282,7 +283,7 @@ def judge(w:World)->Verdict:
         intents = {msgspec.msgpack.decode(e.body, type=Place).order.client_id for n in past for e in session_entries(j, n) if e.kind == 'intent'}
         told = {n: [msgspec.msgpack.decode(e.body, type=Alert) for e in session_entries(j, n) if e.kind == 'alert'] for n in past}
     finally: j.abandon()
-    v.trades = sum(r.core.trade_count for r in past.values())
+    v.trades = sum(r.core.trade_count - len(r.core.unfilled) for r in past.values())
     for n, r in past.items():
         if r.identical != r.total:
             v.parity = min(v.parity, r.identical/r.total)
@@ -324,22 +325,32 @@ def lasted(w:World, since_ns:int, until_ns:int)->float:
     fresh = max((b for a, b in w.away if since_ns < b < until_ns), default=None)
     return (until_ns - since_ns - away)/NS if fresh is None else (until_ns - fresh)/NS
 
+def over(o)->int:
+    "When an order that rested was over, venue time; where a part of it filled before, or perhaps after, it was taken back, only its beginning is certain."
+    return o.created_ns if o.status == 'cancelled' and o.filled else o.updated_ns
+
 def judge_orders(w:World, v:Verdict, intents:set):
     "Orders sent twice, or that nobody decided on."
-    legs = Counter()
+    legs, quotes = Counter(), {}
     for name, x in w.venues.items():
         for o in x.engine.orders.values():
             session, trade, leg, attempt = parse_client_id(ours(name, o.client_id))
             legs[session, trade, leg, attempt] += 1
             if ours(name, o.client_id) not in intents: v.wrong.append(f'orphan: {name} {o.client_id} has no intent in the journal')
             if o.filled > o.qty: v.wrong.append(f'overfilled: {name} {o.client_id}')
-            if leg < 2 and attempt: legs[session, trade, leg, 0] += 1
+            if o.tif == 'POST_ONLY': quotes.setdefault((session, trade), []).append((o.created_ns, over(o), o.client_id))
+            elif leg < 2 and attempt: legs[session, trade, leg, 0] += 1
             if o.open: v.wrong.append(f'left: {name} {o.client_id} still rests')
             v.doubled_orders += ours(name, o.client_id) not in intents or o.filled > o.qty
     for key, n in legs.items():
         if n > 1:
             v.doubled_orders += 1
             v.wrong.append(f'doubled: {key} {n} times')
+    for rested in map(sorted, quotes.values()): # an order that rests is moved, never joined by another
+        for (_, over_ns, one), (begun_ns, _, other) in zip(rested, rested[1:]):
+            if begun_ns >= over_ns: continue
+            v.doubled_orders += 1
+            v.wrong.append(f'doubled: {other} rested beside {one}')
 
 def judge_money(w:World, v:Verdict, past:dict):
     "The ledger of the last session against the venues, and each opening against the ledger before it."
@@ -362,9 +373,10 @@ def schedule(
     kills=None,   # how often the process dies, or (way, write) of each death; None: as the seed says
     trace=None,   # called with (seconds, line, way, bytes) for each frame
     session_s:float=SESSION_S, # in which things go wrong
+    strategy:str='cross', # or maker, whose orders rest
 )->Verdict:
     "One schedule from its seed to its verdict."
-    w = World(seed, venues, kinds, kills, trace, session_s)
+    w = World(seed, venues, kinds, kills, trace, session_s, strategy)
     try:
         try: w.loop.run_until_complete(lives(w))
         except Exception as e: w.errors.append(f'{type(e).__name__}: {e}') # also one that nobody foresaw is a verdict

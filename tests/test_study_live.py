@@ -107,6 +107,7 @@ def test_a_notebook_judges_all_slots_and_what_the_strategy_adds(name, tmp_path):
     assert found.trials == 4 and sum(found.reasons.values()) == found.rows and len(found.gates) == len(s.gates) and found.winner_trades > 5
     assert found.recommendation[0].startswith('Promote' if found.promoted else 'Do not promote, because')
     assert curves.winner[-1] == pytest.approx(found.winner_pnl) and found.twin_fees_pnl != found.winner_pnl
+    if name == 'maker': assert found.reasons['quote'] > 0
     if name == 'cycle': assert found.best_gross_bps > 3 and 'cycles that did not fit together' in found.recommendation[1]
 
 

@@ -8,8 +8,9 @@ Simulated, paper and real venues differ in addresses, clock and links, nowhere e
 
 # %% auto #0
 __all__ = ['MODES', 'CLOCK_NS', 'LOOK_S', 'REVIEW_ROWS', 'SWITCH_S', 'above_zero', 'arguments', 'open_log', 'permitted',
-           'assumed', 'list_universe', 'ShadowLink', 'Desk', 'settle', 'fit', 'first_entry', 'warm', 'summary',
-           'market_clock', 'paper_money', 'clock_of', 'Permit', 'opened', 'salvage', 'session', 'trade', 'run', 'main']
+           'assumed', 'list_universe', 'ShadowLink', 'Desk', 'settle', 'fit', 'first_entry', 'inherit', 'warm',
+           'summary', 'market_clock', 'paper_money', 'clock_of', 'Permit', 'opened', 'salvage', 'session', 'trade',
+           'run', 'main']
 
 # %% ../nbs/90_live.ipynb #eb659eb0
 import argparse
@@ -46,7 +47,8 @@ from .serve.vault import open_vault
 from .settings import Settings, load_settings
 from .store.journal import Claim, open_journal, without_secret
 from .trade.core import Command, Core, SessionStart, Status, Stop
-from .trade.reconcile import carried, fresh_id, holdings, unfinished
+from .trade.fold import resume
+from .trade.reconcile import carried, fresh_id, holdings, sessions, unfinished
 from .trade.runner import Quiet, Runner, clear_orphans, recover, rescue
 from .trade.start import Tail, acknowledged, check_clocks, check_money, check_rights, check_version
 from .trade.workers import NO_WORD, PaperLink
@@ -70,6 +72,7 @@ def arguments()->argparse.ArgumentParser:
     p.add_argument('--seconds', type=above_zero, default=None, help='wall seconds; otherwise until stopped')
     p.add_argument('--clock-speed', type=above_zero, default=1., help='market seconds a wall second; only simulated venues run fast')
     p.add_argument('--session', default=None, help='id of the session, at most 16 of [A-Za-z0-9-]')
+    p.add_argument('--forget', action='store_true', help='begin without the memory that the last session of this strategy left: what it has open is taken for the beginning')
     p.add_argument('--trust', default=None, help='folder of public keys; otherwise those of the settings')
     p.add_argument('--balance', action='append', default=[], help='paper and shadow: ASSET=QTY at each venue; repeat it; a shadow without it reads the real accounts')
     p.add_argument('--i-know-this-is-real-money', dest='real_money', action='store_true', help='live only: otherwise a sentence has to be typed')
@@ -253,6 +256,24 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
                         max([5., *map(window_s, desk.links.values())]), desk.settings.limits, manifest.extra)
 
+def inherit(start:SessionStart, journal, log)->SessionStart: # with the memory that the last session of this strategy left to it
+    "A position is not forgotten because a session ends. Where slots or code have changed nothing is handed on, and the log says so."
+    strategy = strategy_of(start.strategy)
+    if strategy.carry is None or start.mode not in ('sim', 'live'): return start
+    def slots(s): return s.universe.venues, s.universe.assets, [(x.venue, x.instrument) for x in s.universe.listings]
+    for name in reversed(sessions(journal)):
+        first = msgspec.msgpack.decode(journal.read(f'session/{name}', 0, 1)[0].body, type=SessionStart)
+        if (first.mode, first.strategy) != (start.mode, start.strategy): continue
+        if first.started_ns > start.started_ns: return start # a rehearsal that begins again in the past
+        if slots(first) != slots(start) or first.kernel != start.kernel:
+            log.warning('memory_left_behind', session=name, why='other slots' if slots(first) != slots(start) else 'other code', detail='what it has open is taken for the beginning')
+            return start
+        core = resume(journal, name, log).core
+        now = np.array([[float(start.inventory.get(v, {}).get(a, 0)) for a in core.assets] for v in core.venues])
+        log.info('memory_taken_up', session=name)
+        return msgspec.structs.replace(start, memory=strategy.carry(core.memory, core.inventory.sum(axis=2), now).tolist())
+    return start
+
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."
     core = Core(msgspec.structs.replace(start, session='warm'))
@@ -434,6 +455,7 @@ async def session(args, settings:Settings, journal, log)->dict: # see `summary`
         recovered = await settle(desk, journal, args.mode, wall)
         await fit(args.mode, desk, journal, manifest.strategy)
         start = await first_entry(desk, journal, args.mode, manifest, args.session or secrets.token_hex(4), settings.seed)
+        if not args.forget: start = inherit(start, journal, log)
         warm(start)
         runner = Runner(Core(start), journal, desk.links, clock, wall, log)
         desk.attach(runner)

@@ -443,6 +443,39 @@ def test_a_position_of_basis_outlives_its_session_where_an_even_split_is_the_rul
     assert said == ([pytest.approx(-on, abs=.02)] if even else []), 'a session decides as the backtest does'
 
 
+def test_a_session_takes_up_the_position_that_the_one_before_it_left_though_coins_came_in_between():
+    from arbwork.decide.basis import BasisParams, carry
+    from arbwork.trade.core import Core, SessionStart
+    u, rows = swings(1_600)
+    own = dict(max_position=1_500., halflife_s=400., warm_s=200., stop_z=1e3, step_z=0., tranches=1)
+    p = Params(max_age_s=5., max_skew_s=1., cooldown_s=0., trades_per_hour=1e5, risk_tolerance=1., max_notional=5e3, min_edge_bps=10., max_exposure=1e8)
+    began, cut = rich(u), int(np.searchsorted(rows['ts_recv_ns'], rows['ts_recv_ns'][0] + 830*NS))
+    first = backtest('basis', rows[:cut], u, BasisParams(**{k: getattr(p, k) for k in Params.__struct_fields__}, **own), inventory=began)
+    on = float((first.inventory - began)[0, 0].sum())
+
+    def session(inventory, at, memory=()):
+        held = {v: {a: Decimal(repr(float(inventory[i, j].sum()))) for j, a in enumerate(u.assets)} for i, v in enumerate(u.venues)}
+        return Core(SessionStart('s', 'sim', 'basis', p, u, held, int(rows['ts_recv_ns'][at]), wishes=own, memory=list(memory)))
+    before = session(began, 0)
+    for row in rows[:cut]: before.row(int(row['ts_recv_ns']), row); before.take()
+    sent = first.inventory.copy()
+    sent[0, 0, 0] += 500 # to the first venue
+    left = carry(before.memory, first.inventory.sum(axis=2), sent.sum(axis=2))
+    for memory, wanted in (((), []), (left, [pytest.approx(-on, abs=.02)])):
+        core, said = session(sent, cut + 200, memory), []
+        for row in rows[cut + 200:]:
+            said += [x['side']*x['qty'] for x in core.row(int(row['ts_recv_ns']), row)[1] if x['slot'] == 0]
+            core.take()
+            if said: break
+        assert said == wanted, 'an empty memory takes it for its beginning; one that was carried turns it back, and no coin more'
+    for after_s, acts in (300, True), (500, False):
+        late, row = session(sent, cut + 200, left), rows[-1].copy()
+        for slot in range(2):
+            row['slot'], row['ts_recv_ns'], row['ts_venue_ns'] = slot, rows['ts_recv_ns'][cut] + after_s*NS, rows['ts_recv_ns'][cut] + after_s*NS
+            intents = late.row(int(row['ts_recv_ns']), row)[1]
+        assert bool(len(intents)) == acts, 'what was usual more than a half-life ago is not acted on'
+
+
 @pytest.mark.parametrize('name', ['cross', 'basis'])
 def test_a_call_by_a_table_of_addresses_says_what_the_call_by_arguments_says(name):
     from arbwork.decide.strategies import STRATEGIES

@@ -10,6 +10,7 @@ from test_trade_live import KEYS, SPEED, VENUES, Bot, balances, said, until
 
 from arbwork.clock import utc
 from arbwork.cli import execute_notebook
+from arbwork.decide.basis import B_N, B_PAIRS, PAIR, position
 from arbwork.decide.strategies import STRATEGIES
 from arbwork.market import ConfigError
 from arbwork.live import permitted, warm
@@ -26,7 +27,7 @@ from arbwork.sim.scenarios import Calibration, stress, triangles
 from arbwork.sim.server import World
 from arbwork.store.journal import open_journal
 from arbwork.store.ticks import Ticks
-from arbwork.trade.core import SessionStart, replay
+from arbwork.trade.core import Core, SessionStart, replay
 from arbwork.trade.reconcile import session_entries
 
 WISHES = dict(risk_tolerance=1, max_notional=2_000, cooldown_s=5, max_age_s=60, max_skew_s=30, deadline_s=20, max_exposure=1e6, stop_bps=100, slippage_bps=20, max_loss_day=1e6)
@@ -140,6 +141,16 @@ def test_the_bot_trades_it_and_its_journal_decides_the_same(name, tmp_path):
             outcome = outcome_parity(journal, 'day')
             assert sum(outcome.causes.values()) == pytest.approx(outcome.difference, abs=1e-9) and len(outcome.pairs) >= 3
             assert parity_report(s.journal, 'day')['decision'] == 1.
+            if name == 'basis':
+                with Bot(s, '--strategy', name, '--session', 'day', '--seconds', '2', name='next') as bot:
+                    code, _, log = await bot.ended(300)
+                    assert code == 0 and 'memory_taken_up' in log, log
+                start = msgspec.msgpack.decode(journal.read('session/day-2', 0, 1)[0].body, type=SessionStart)
+                taken = Core(start)
+                for k in range(int(core.memory[B_N])):
+                    at = int(core.memory[B_PAIRS]) + PAIR*k
+                    assert position(taken.memory, at, taken.specs, taken.inventory) == pytest.approx(position(core.memory, at, core.specs, core.inventory), abs=1e-3)
+            else: assert not msgspec.msgpack.decode(journal.read('session/day', 0, 1)[0].body, type=SessionStart).memory
             field = next(iter(m.extra))
             for extra, says in (({field: 1e9}, f'parameter {field}: found'), ({'no_such_wish': 1.}, 'parameter no_such_wish: unknown')):
                 bad = sign(msgspec.structs.replace(m, extra=extra, signature=''), load_key(s.keys))

@@ -9,7 +9,7 @@ back when it has returned. It enters and leaves in tranches, and it gives up whe
 # %% auto #0
 __all__ = ['B_N', 'B_PAIRS', 'B_BASE', 'B_SEEN', 'BASIS_HEAD', 'PAIR', 'P_A', 'P_B', 'P_AT_NS', 'P_SINCE_NS', 'P_MEAN', 'P_VAR',
            'P_STOPPED', 'P_GAP', 'LEAVE', 'NOTHING', 'step', 'BasisParams', 'basis_memory', 'learn', 'equal_share',
-           'position', 'way_back_bps', 'decide']
+           'position', 'carry', 'way_back_bps', 'decide']
 
 # %% ../../nbs/decide/07_basis.ipynb #d145bb68
 import math
@@ -104,6 +104,16 @@ def position(
     if more[0] > 0 > more[1]: return min(more[0], -more[1])
     return -min(-more[0], more[1]) if more[0] < 0 < more[1] else 0.
 
+def carry(
+    memory,     # of a session that ended
+    held, now,  # (venues, assets): what each venue held at its end, and holds now
+)->np.ndarray: # of the session that begins
+    "The same positions on other balances."
+    out = memory.copy()
+    base = int(out[B_BASE])
+    if out[B_SEEN] > 0: out[base:base + held.size] += (now - held).ravel()
+    return out
+
 # %% ../../nbs/decide/07_basis.ipynb #139e5325
 LEAVE, NOTHING = -1, -2 # beside 0, enter, and the codes of reasons
 
@@ -160,7 +170,8 @@ def _believed(a, b, now_ns, params): # 0, NOTHING, or why two books may not be l
 def _judge(memory, at, now_ns, board, specs, inventory, params, out): # LEAVE, 0 to enter, NOTHING, or why neither
     p, a, b = params[0], int(memory[at + P_A]), int(memory[at + P_B])
     mean, deviation, gap = memory[at + P_MEAN], math.sqrt(memory[at + P_VAR]), memory[at + P_GAP]
-    on, warm = position(memory, at, specs, inventory, p.even), now_ns - memory[at + P_SINCE_NS] >= p.warm_s*1e9
+    on = position(memory, at, specs, inventory, p.even)
+    warm = now_ns - memory[at + P_SINCE_NS] >= p.warm_s*1e9 and now_ns - memory[at + P_AT_NS] <= p.halflife_s*1e9
     if deviation > 0 and warm:
         for way in (1, -1): # 1: bought at a, sold at b
             z, held = way*(gap - mean)/deviation, way*on

@@ -44,6 +44,7 @@ class Strategy:
     decide:Dispatcher                 # see `decide.step.decide` for its arguments
     params:type = Params              # `Params`, or what it adds to it
     setup:Callable = plain_memory     # universe to the memory it begins with
+    carry:Callable|None = None        # memory of a session that ended, what its venues held and hold now, to the memory of the next; None: it begins anew
     step:Dispatcher|None = field(default=None, repr=False)
     rests:bool = False                # whether its orders wait at a venue
     file:str = ''                     # where it was read from, '' for one that came along or lives in a notebook
@@ -65,7 +66,7 @@ class Strategy:
         "Of everything that its decisions rest on."
         if self.setup is plain_memory and self.params is Params: return kernel_hash(self.decide)
         known = repr([(f.name, f.default) for f in msgspec.structs.fields(self.params)])
-        return hashlib.sha256(f'{kernel_hash(self.decide, self.setup)} {known}'.encode()).hexdigest()
+        return hashlib.sha256(f'{kernel_hash(self.decide, self.setup, *([self.carry] if self.carry else []))} {known}'.encode()).hexdigest()
 
     def wishes(self,
         params:Params, # of whatever kind
@@ -81,8 +82,8 @@ class Strategy:
 # %% ../../nbs/decide/09_strategies.ipynb #9ac6ed7a
 STRATEGIES = {
     'cross': Strategy('cross', cross.decide, step=cross.step),
-    'cycle': Strategy('cycle', cycle.decide, cycle.CycleParams, cycle.cycle_memory, cycle.step),
-    'basis': Strategy('basis', basis.decide, basis.BasisParams, basis.basis_memory, basis.step),
+    'cycle': Strategy('cycle', cycle.decide, cycle.CycleParams, cycle.cycle_memory, step=cycle.step),
+    'basis': Strategy('basis', basis.decide, basis.BasisParams, basis.basis_memory, basis.carry, basis.step),
     'maker': Strategy('maker', maker.decide, maker.MakerParams, step=maker.step, rests=True),
 }
 KERNELS.update({name: s.decide for name, s in STRATEGIES.items()})
@@ -102,10 +103,10 @@ def load_strategy(
     try: spec.loader.exec_module(module)
     except ArbworkError: raise
     except Exception as e: raise ConfigError(f'{path}: cannot be read: {type(e).__name__}: {e}') from e
-    decide, wishes, setup = (getattr(module, name, otherwise) for name, otherwise in (('decide', None), ('Wishes', Params), ('setup', plain_memory)))
+    decide, wishes, setup, carry = (getattr(module, name, otherwise) for name, otherwise in (('decide', None), ('Wishes', Params), ('setup', plain_memory), ('carry', None)))
     if not callable(decide): raise ConfigError(f'{path}: found no function decide, wanted one with the arguments of a kernel')
     if not (isinstance(wishes, type) and issubclass(wishes, Params)): raise ConfigError(f'{path}: found Wishes {wishes!r}, wanted a subclass of Params')
-    return Strategy(path.stem, decide if isinstance(decide, Dispatcher) else njit(decide), wishes, setup, file=str(path))
+    return Strategy(path.stem, decide if isinstance(decide, Dispatcher) else njit(decide), wishes, setup, carry, file=str(path))
 
 _OWN = {} # jitted function to Strategy, so that each is compiled once
 

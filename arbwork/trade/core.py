@@ -56,6 +56,7 @@ class SessionStart(msgspec.Struct, frozen=True):
     window_s:float = 5.0                     # a signed order older than this is refused by the venue: it can no longer arrive
     limits:Limits = Limits()                 # of single orders, venues and assets
     wishes:dict[str, float] = {}             # name to value of what the strategy adds to the parameters; what is not here is as it is by default
+    memory:list[float] = []                  # of the strategy, left by the session before it; empty: it begins anew
 
 # %% ../../nbs/trade/02_core.ipynb #21d4ac36
 STEP = np.dtype([
@@ -286,6 +287,7 @@ class Core:
         self.inventory = u.empty_inventory()
         self.trades, self.params_row, self.wishes_row = np.zeros(MAX_TRADES, OPEN_TRADE), params_array(self.params, kind=Params), params_array(self.params)
         self.memory, self.marks, self.out = self.strategy.setup(u), np.zeros(len(self.assets)), np.zeros(MAX_INTENTS, INTENT_ROW)
+        if start.memory: self.memory[:] = start.memory
         self.lone = np.zeros(MAX_INTENTS, INTENT_ROW)
         self.risk, self.was = new_risk(), ACTIVE
         self.all_trades:dict[int, TradeState] = {}

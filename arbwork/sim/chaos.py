@@ -97,11 +97,11 @@ class Booked(list):
 
 class World:
     "Venues, what will go wrong, and where the process will die."
-    def __init__(self, seed:int, venues=('binance', 'bybit'), kinds=None, kills=None, trace=None, session_s:float=SESSION_S, strategy:str='cross'):
-        self.strategy = strategy
+    def __init__(self, seed:int, venues=('binance', 'bybit'), kinds=None, kills=None, trace=None, session_s:float=SESSION_S, strategy:str='cross', scenario=None, wants:Params=WANTS):
+        self.strategy, self.wants = strategy, wants
         self.seed, self.rng, self.loop, self.session_s = seed, random.Random(f'chaos {seed}'), VirtualLoop(), session_s
         self.loop.set_exception_handler(self.thrown)
-        self.scenario = stress(seed=seed, hours=(session_s + 90)/3600, step_s=.5, calibration=GAP, venues=venues)
+        self.scenario = scenario or stress(seed=seed, hours=(session_s + 90)/3600, step_s=.5, calibration=GAP, venues=venues)
         self.clock = LoopClock(self.loop, self.scenario.start_ns - NS)
         self.venues = open_venues(self.scenario, list(venues), KEYS, limits=False)
         self.opening = {n: {b.asset: b.free + b.held for b in v.engine.balances()} for n, v in self.venues.items()}
@@ -187,7 +187,7 @@ async def live(w:World)->None:
         if w.calm: return
         now_ns = w.clock.now_ns()
         state, pnl_day = carried(journal, 'sim', now_ns)
-        start = SessionStart(fresh_id(journal, 'c'), 'sim', w.strategy, WANTS, universe, {v: await holdings(x) for v, x in links.items()}, now_ns, w.seed, state=state, pnl_day=pnl_day)
+        start = SessionStart(fresh_id(journal, 'c'), 'sim', w.strategy, w.wants, universe, {v: await holdings(x) for v, x in links.items()}, now_ns, w.seed, state=state, pnl_day=pnl_day)
         runner = box[0] = Runner(Core(start), journal, links, w.clock, w.clock, w)
         runner.begin()
         for slot, name in enumerate(w.venues):
@@ -315,7 +315,7 @@ def judge_fills(w:World, v:Verdict, past:dict, told:dict):
         v.worst_seconds_to_flat = max(v.worst_seconds_to_flat, longest)
         core = past[session].core if session in past else None
         was_told = core is not None and any(a.name in ('lone_leg', 'halted', 'unresolved') and (f'trade {trade} ' in a.detail) for a in told[session])
-        if (longest > WANTS.deadline_s + GRACE_S and not was_told) or (since and not (was_told and core.was == HALTED)):
+        if (longest > w.wants.deadline_s + GRACE_S and not was_told) or (since and not (was_told and core.was == HALTED)):
             v.naked_legs += 1
             v.wrong.append(f'naked: trade {trade} of {session}, {net:+} after {longest:.2f} s')
 

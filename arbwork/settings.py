@@ -183,6 +183,7 @@ class Settings(msgspec.Struct, frozen=True):
     dask:str = ''                  # address of a scheduler; a sweep runs there instead
     ladder:Ladder = Ladder()
     scheduled:Scheduled = Scheduled()
+    spin:bool = False              # a bot's loop never sleeps and takes a core for it
 
     @property
     def root(self)->Path: return self.path.parent
@@ -376,6 +377,7 @@ def load_settings(
 
 # %% ../nbs/02_settings.ipynb #f56c292a
 LADDER = {x: getattr(Ladder(), x) for x in Ladder.__struct_fields__}
+KEYS['live'] = dict(spin=(_one_of('yes', 'no'), 'no'))
 KEYS['stages'] = {name: (_number(0, 1e6), f'{x:g}') for name, x in LADDER.items()}
 
 def _cron(text:str)->str:
@@ -424,4 +426,5 @@ def _build(path:Path, parser, lines:dict, main:dict)->Settings:
                     journal=_rooted(root, main['journal']), ticks=_sized(_rooted(root, main['ticks']), main['map_size']), board=(root/main['board']).resolve(),
                     instruments=main['instruments'], venues=venues, params=params, gates=_section(path, parser, lines, 'gates', KEYS['gates']),
                     api_host=api['host'], api_port=api['port'], seed=main['seed'], recording=_recording(main), limits=_limits(path, parser, lines), workers=research['workers'],
-                    dask=research.get('dask', ''), ladder=Ladder(**_section(path, parser, lines, 'stages', KEYS['stages'])), scheduled=_scheduled(path, parser, lines))
+                    dask=research.get('dask', ''), ladder=Ladder(**_section(path, parser, lines, 'stages', KEYS['stages'])), scheduled=_scheduled(path, parser, lines),
+                    spin=_section(path, parser, lines, 'live', KEYS['live'])['spin'] == 'yes')

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from base64 import b64encode
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import msgspec
 TICKS, PAUSE_S = 200, 0.04
 VENUES = 'binance', 'twin'
 MEMORY, SYNC, SYNCED = Path('/dev/shm'), 'a bare sync of the disk', 12*1024
+SPINNING, STORED = ', spinning', ', journal in memory'
 BARE = 'a bare loop with a bare sync', 'a bare loop'
 DEAR, CHEAP = Decimal('27.10'), Decimal('27.00')
 
@@ -147,11 +149,11 @@ class Client(asyncio.Protocol):
 
 # ---- the receivers
 
-def live(folder: str, seconds: str) -> None:
+def live(folder: str, seconds: str, *more: str) -> None:
     "The bot itself; `twin` is a second venue that speaks Binance."
     twin()
     from arbwork.live import main
-    raise SystemExit(main(['--mode', 'sim', '--settings', f'{folder}/settings.ini', '--seconds', seconds, '--json']))
+    raise SystemExit(main(['--mode', 'sim', '--settings', f'{folder}/settings.ini', '--seconds', seconds, '--json', *more]))
 
 
 def twin():
@@ -197,7 +199,23 @@ async def ccxt_loop(ports: list[int]) -> None:
     await asyncio.gather(*map(follow, VENUES))
 
 
-async def bare_loop(path: str, ports: list[int]) -> None:
+@contextmanager
+def awake():
+    "Have the running loop ask for news again and again instead of sleeping."
+    loop, on = asyncio.get_running_loop(), [True]
+    def again():
+        if on: loop.call_soon(again)
+    again()
+    try: yield
+    finally: on.clear()
+
+
+async def bare_loop(path: str, spins: bool, ports: list[int]) -> None:
+    "`bare_bot`, on a loop that sleeps or does not."
+    with awake() if spins else nullcontext(): await bare_bot(path, ports)
+
+
+async def bare_bot(path: str, ports: list[int]) -> None:
     "What no bot can do without: a frame is read, its best price found, an intent as large as ours synced (unless there is no path), and an order written that was ready before."
     from picows import WSListener, WSMsgType, ws_connect
     disk, lines, ks = os.open(path, os.O_RDWR) if path else 0, {}, [0]
@@ -250,31 +268,51 @@ def furnish(folder: Path, ports: list[int]) -> dict:
 
 
 class Race:
-    "Both receivers at work, each with two venues; ticks take turns."
+    "All receivers at work, each with two venues; ticks take turns. A receiver that spins is stopped while it is not its turn: it would take a core from the others."
 
     def __init__(self, seconds: float = 900.):
-        self.loop, self.folders = asyncio.new_event_loop(), {'arbwork': tempfile.TemporaryDirectory(prefix='bench-live-')}
-        if MEMORY.is_dir(): self.folders['arbwork, journal in memory'] = tempfile.TemporaryDirectory(prefix='bench-live-', dir=MEMORY)
+        self.loop, self.folders = asyncio.new_event_loop(), {}
+        for spins in ('', SPINNING):
+            self.folders['arbwork' + spins] = tempfile.TemporaryDirectory(prefix='bench-live-')
+            if MEMORY.is_dir(): self.folders['arbwork' + spins + STORED] = tempfile.TemporaryDirectory(prefix='bench-live-', dir=MEMORY)
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.missed = dict.fromkeys(('ccxt.pro', *self.folders, *BARE), 0)
+        bare = [x + spins for spins in ('', SPINNING) for x in BARE]
+        self.missed = dict.fromkeys(('ccxt.pro', *self.folders, *bare), 0)
         self.venues = {who: [self.call(Venue(name).open()) for name in VENUES] for who in self.missed}
-        ports, root, here = {who: [v.port for v in some] for who, some in self.venues.items()}, Path(__file__).parents[1], Path(self.folders['arbwork'].name)
-        self.log, self.disk = open(here/'log', 'wb'), os.open(here/'synced', os.O_RDWR | os.O_CREAT)
-        os.pwrite(self.disk, bytes(64*SYNCED), 0)
-        self.children = [subprocess.Popen([sys.executable, '-m', 'bench.live', 'live', x.name, str(seconds)], env=furnish(Path(x.name), ports[who]), cwd=root, stdout=self.log, stderr=self.log)
-                         for who, x in self.folders.items()]
-        for who, word in (('ccxt.pro', ['ccxt']), (BARE[0], ['bare', str(here/'synced')]), (BARE[1], ['bare', ''])):
-            self.children.append(subprocess.Popen([sys.executable, '-m', 'bench.live', *word, *map(str, ports[who])], cwd=root, stdout=self.log, stderr=self.log))
+        ports, self.root, here = {who: [v.port for v in some] for who, some in self.venues.items()}, Path(__file__).parents[1], Path(self.folders['arbwork'].name)
+        self.log, self.disk, self.children = open(here/'log', 'wb'), self.sheet(here/'synced'), {}
+        for who, x in self.folders.items():
+            self.start(who, 'live', x.name, str(seconds), *['--spin']*(SPINNING in who), env=furnish(Path(x.name), ports[who]))
+        self.start('ccxt.pro', 'ccxt', *map(str, ports['ccxt.pro']))
+        for k, who in enumerate(bare):
+            path = here/f'synced{k}' if BARE[0] in who else ''
+            if path: os.close(self.sheet(path))
+            self.start(who, 'bare', str(path), 'spin' if SPINNING in who else 'sleep', *map(str, ports[who]))
+
+    def start(self, who: str, *args: str, env=None):
+        self.children[who] = subprocess.Popen([sys.executable, '-m', 'bench.live', *args], env=env, cwd=self.root, stdout=self.log, stderr=self.log)
+
+    def sheet(self, path: Path) -> int:
+        "An open file that a sync need not lengthen."
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.pwrite(fd, bytes(64*SYNCED), 0)
+        os.fsync(fd)
+        return fd
+
+    def turn(self, who: str):
+        "Of those that spin only `who` goes on; '' for all of them."
+        for name, child in self.children.items():
+            if SPINNING in name: child.send_signal(signal.SIGCONT if who in ('', name) else signal.SIGSTOP)
 
     def words(self) -> str:
         with open(self.log.name, errors='replace') as f: return f.read()[-2_000:]
 
-    def call(self, coroutine): return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(300)
+    def call(self, coroutine): return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(900)
 
     async def ready(self, seconds=180):
         async with asyncio.timeout(seconds):
             while not all(v.streams for some in self.venues.values() for v in some):
-                if any(c.poll() is not None for c in self.children): raise RuntimeError(self.words())
+                if any(c.poll() is not None for c in self.children.values()): raise RuntimeError(self.words())
                 await asyncio.sleep(0.1)
         await asyncio.sleep(2)
         for some in self.venues.values():
@@ -283,16 +321,18 @@ class Race:
     async def tick(self, who: str) -> float:  # seconds from the frame to the first order
         "A tick that is missed, since the trade before it is not over yet, is made again; five in a row are an error."
         a, b = self.venues[who]
+        self.turn(who)
         for k in range(5):
             for v in (a, b): v.heard.clear()
             b.move(CHEAP)
             a.move(CHEAP)
             await asyncio.sleep(PAUSE_S/2)
-            began = b.move(DEAR)
-            try:
-                async with asyncio.timeout(2): await asyncio.gather(a.heard.wait(), b.heard.wait())
-                break
-            except TimeoutError: self.missed[who] += 1
+            with awake():
+                began = b.move(DEAR)
+                try:
+                    async with asyncio.timeout(2): await asyncio.gather(a.heard.wait(), b.heard.wait())
+                    break
+                except TimeoutError: self.missed[who] += 1
         else: raise RuntimeError(f'{who}: no order at {[v.name for v in (a, b) if not v.heard.is_set()]}: {self.words()}')
         took = (min(a.at, b.at) - began)/1e9
         await asyncio.sleep(PAUSE_S/2)
@@ -315,8 +355,9 @@ class Race:
         return time.perf_counter() - began
 
     def close(self):
-        for c in self.children: c.terminate()
-        for c in self.children: c.wait()
+        self.turn('')
+        for c in self.children.values(): c.terminate()
+        for c in self.children.values(): c.wait()
         self.log.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         os.close(self.disk)
@@ -345,4 +386,4 @@ if __name__ == '__main__':
     if sys.argv[1] == 'live': live(*sys.argv[2:])
     if sys.argv[1] == 'ccxt': asyncio.run(ccxt_loop([int(x) for x in sys.argv[2:]]))
     import uvloop
-    uvloop.run(bare_loop(sys.argv[2], [int(x) for x in sys.argv[3:]]))
+    uvloop.run(bare_loop(sys.argv[2], sys.argv[3] == 'spin', [int(x) for x in sys.argv[4:]]))

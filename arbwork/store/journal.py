@@ -239,6 +239,7 @@ class Journal(Protocol):
     def prune(self, stream:str, before_offset:int)->int: "Drop entries below an offset; gives their number."
     def lease(self, name:str, ttl_s:float=LEASE_S, claim:Claim|None=None)->Lease: "The sole right to something on all machines; what it loses it may not append."
     def make_room(self)->None: "Make the place that coming entries will take, where that makes keeping them faster."
+    def at_work(self)->bool: "Whether the writer is about something that somebody may wait for."
     def at_once(self)->bool: "Keep what waits without delay, in the thread that calls where that is quick; False where it is left to the writer."
     def flush(self)->None: "Return when all that was appended so far is kept."
     def sync(self)->None: "Like `flush`, and kept against loss of power too."
@@ -270,6 +271,7 @@ class QueuedJournal:
     def _let_go(self)->None: "Close connections, after all has been written."
     def make_room(self)->None: "Make the place that coming entries will take, where that makes keeping them faster."
     def at_once(self)->bool: self._hurry(); return False
+    def at_work(self)->bool: return self._urgent or bool(self._unsynced) or self._writing.locked()
     def _lend(self, name:str, who:str, machine:str, ttl_s:float)->tuple: "A mark of the grant that is not 0; or 0, who has it, and for how many seconds."
     def _prolong(self, name:str, mark, ttl_s:float)->bool: "Renew a grant; False when there is a later one."
     def _give_back(self, name:str, mark)->None: "End a grant."

@@ -1,7 +1,13 @@
-"""`python -m bench.soak --minutes N [--rate R] [--json]`: the bot for N real minutes at R changes of a book a second (5,000) through sockets, codec, kernel, risk and journal, with a trade a second.
+"""`python -m bench.soak [--days N] [--minutes N] [--rate R] [--json]`: simulated days and real minutes of the bot, one after the other; a part of 0 is left out.
 
-Two venues in Binance's words stream their depth to `arbwork.live`, a process of its own, and open an edge once a second. It says whether the bot's memory stays flat and whether an
-order takes longer at the end than at the beginning. Exit code 1: memory moved by more than 5 %, or the lag of the last quarter is more than twice that of the second.
+Days (8): codecs, feeds, kernel, risk, journal, order workers and ledger as one session on a virtual clock, at two venues where something goes wrong every five minutes; the venues live in the
+same process, so what they remember counts as well. At the end the venues' own books of account are laid beside the journal, as in chaos. Lag is the processor's seconds a simulated hour.
+
+Minutes (30): two venues in Binance's words stream R changes of a book a second (5,000) through sockets to `arbwork.live`, a process of its own, and open an edge once a second. Lag is the
+time from a frame to the first order's bytes.
+
+Of each the medians of four quarters. Exit code 1: memory of the last quarter is more than 5 % beside that of the second, its lag more than twice that of the second (days: a quarter more),
+or something was lost, doubled, left alone or cannot be explained.
 
 The bench `held` measures how long one call to the journal or the log holds the event loop, with the writer busy.
 """
@@ -10,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,9 +26,17 @@ from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
+
+from arbwork.sim.chaos import WANTS, World, judge, lives
+from arbwork.sim.faults import draw_faults
+from arbwork.sim.scenarios import Calibration, stress
 from bench.live import CHEAP, DEAR, VENUES, Venue, frame, furnish
 
 PACE_S = 0.01
+STEP_S, FAULT_EVERY = 5., 120. # simulated seconds between two changes of a book; times as rare as in chaos' own mix
+MARKET = Calibration(level_bps=0., slow_sd_bps=8., slow_minutes=10., fast_sd_bps=2., fast_seconds=30., jumps_per_hour=2., jump_bps=40., jump_below=.5, vol_bps_minute=3.)
+WISHES = msgspec.structs.replace(WANTS, cooldown_s=60., max_age_s=60., max_skew_s=30., max_notional=100.)
 
 
 def memory_mb(pid: int) -> float:
@@ -42,6 +57,58 @@ async def stream(venue: Venue, rate: float, until: float) -> int:  # frames sent
             for w in writers: w.write(raw)
         await asyncio.sleep(PACE_S)
     return sent
+
+
+def quarters(x: list[float]) -> list[float]:
+    n = len(x)
+    return [statistics.median(x[n*k//4:n*(k + 1)//4]) for k in range(4)]
+
+
+class Days(World):
+    "Venues for days: a market that a person could meet, trades some minutes apart, and something wrong now and then."
+
+    def __init__(self, days: float):
+        market = stress(seed=8, hours=24*days + .1, step_s=STEP_S, venues=('binance', 'bybit'), calibration=MARKET)
+        super().__init__(8, kills=0, session_s=days*86_400, scenario=market, wants=WISHES)
+        self.sizes, self.took, self.worked = [], [], time.process_time()
+        self.loop.call_later(60., self.look)
+
+    def haunt(self, name, v, kinds):
+        "The next fault is drawn when the one before has come."
+        drawn = draw_faults(f'all:{self.seed}', name)
+        def after(last_s):
+            at_s, f = next(drawn)
+            if at_s*FAULT_EVERY > self.session_s: return
+            def strike(): self.strike(v, f); after(at_s)
+            self.loop.call_later((at_s - last_s)*FAULT_EVERY, strike)
+        after(0.)
+        self.loop.call_later(self.session_s, self.calm_down, v)
+
+    def look(self):
+        "Once a simulated hour."
+        self.sizes.append(memory_mb(os.getpid()))
+        now = time.process_time()
+        self.took.append(now - self.worked)
+        self.worked = now
+        self.alerts.clear()
+        if sys.stderr.isatty(): print(f'\r{self.loop.now/86_400:.2f} days, {self.sizes[-1]:.1f} MB, {self.took[-1]:.2f} s an hour', end='', file=sys.stderr, flush=True)
+        if self.loop.now < self.session_s - 3_600: self.loop.call_later(3_600., self.look)
+
+
+def days(n: float) -> dict:
+    w = Days(n)
+    began = time.monotonic()
+    try:
+        w.loop.run_until_complete(lives(w))
+        wall, simulated, size = time.monotonic() - began, w.loop.now, sum(x.stat().st_size for x in w.folder.iterdir())
+        v = judge(w)
+    finally:
+        w.loop.close()
+        shutil.rmtree(w.folder, ignore_errors=True)
+    sizes, took = quarters(w.sizes[1:]), quarters(w.took[1:])
+    return dict(days=n, trades=v.trades, faults=v.faults, frames=w.lines.frames, wall_s=round(wall, 1), times_the_wall=round(simulated/wall), journal_mb=round(size/2**20, 1), memory_mb=[round(x, 1) for x in sizes],
+                memory_growth=round(sizes[3]/sizes[1] - 1, 4), lag=[round(x, 3) for x in took], lag_unit='s of the processor a simulated hour', lag_growth=round(took[3]/took[1] - 1, 4), naked_legs=v.naked_legs,
+                lost_fills=v.lost_fills, doubled_orders=v.doubled_orders, unexplained_quote=v.unexplained_quote, parity=v.parity, wrong=v.wrong)
 
 
 async def soak(minutes: float, rate: float) -> dict:
@@ -73,9 +140,9 @@ async def soak(minutes: float, rate: float) -> dict:
             bot.terminate()
             await asyncio.to_thread(bot.wait, 60)
     if len(lags) < 8: raise RuntimeError(f'{len(lags)} trades, {missed} missed: wanted at least 8; more minutes or a lower rate')
-    def quarter(x, k): return statistics.median(x[len(x)*k//4:len(x)*(k + 1)//4])
-    return dict(minutes=minutes, frames=sent, frames_a_second=round(sent/60/minutes), trades=len(lags), missed=missed, memory_mb=[round(quarter(sizes, k), 1) for k in range(4)],
-                memory_growth=round(quarter(sizes, 3)/quarter(sizes, 1) - 1, 4), lag_ms=[round(quarter(lags, k), 2) for k in range(4)])
+    size, lag = quarters(sizes), quarters(lags)
+    return dict(minutes=minutes, frames=sent, frames_a_second=round(sent/60/minutes), trades=len(lags), missed=missed, memory_mb=[round(x, 1) for x in size], memory_growth=round(size[3]/size[1] - 1, 4),
+                lag=[round(x, 2) for x in lag], lag_unit='ms from tick to order', lag_growth=round(lag[3]/lag[1] - 1, 4))
 
 
 @contextmanager
@@ -108,13 +175,19 @@ BENCHES = {'held': held}
 
 def main() -> int:
     p = argparse.ArgumentParser('python -m bench.soak', description=__doc__.splitlines()[0])
-    p.add_argument('--minutes', type=float, default=30.)
-    p.add_argument('--rate', type=float, default=5_000.)
+    p.add_argument('--days', type=float, default=8., help='simulated; 0: none')
+    p.add_argument('--minutes', type=float, default=30., help='real; 0: none')
+    p.add_argument('--rate', type=float, default=5_000., help='changes of a book a second, real minutes')
     p.add_argument('--json', action='store_true')
-    args = p.parse_args()
-    found = asyncio.run(soak(args.minutes, args.rate))
-    print(json.dumps(found) if args.json else '\n'.join(f'{k:18} {v}' for k, v in found.items()))
-    return int(abs(found['memory_growth']) > 0.05 or found['lag_ms'][3] > 2*found['lag_ms'][1])
+    args, bad = p.parse_args(), []
+    for name, run, most in ('days', lambda: days(args.days), 0.25), ('minutes', lambda: asyncio.run(soak(args.minutes, args.rate)), 1.):
+        if not getattr(args, name): continue
+        found = run()
+        print(json.dumps(found) if args.json else '\n'.join(f'{k:18} {v}' for k, v in found.items()) + '\n', flush=True)
+        bad += [f'{name}: {k} {found[k]}, wanted at most {top}' for k, top in (('memory_growth', 0.05), ('lag_growth', most)) if (abs(found[k]) if k == 'memory_growth' else found[k]) > top]
+        bad += [f'{name}: {x}' for x in found.get('wrong', [])]
+    print('\n'.join(bad) or 'flat', file=sys.stderr)
+    return int(bool(bad))
 
 
 if __name__ == '__main__': sys.exit(main())

@@ -18,7 +18,7 @@ import numpy as np
 from ..clock import NS
 from ..decide.contract import INTENT as INTENT_ROW
 from ..settings import Limits
-from .core import Core, OrderState, Replay, SessionStart, TradeState, replay
+from .core import Core, OrderState, Recall, Replay, SessionStart, TradeState, replay
 from .ledger import Difference
 from .order import Place
 from .reconcile import session_entries
@@ -52,6 +52,7 @@ class Plain(msgspec.Struct, array_like=True):
     sent_at:dict[str, list[int]]
     unfilled:set[int]
     past:list[tuple[int, str]]
+    recall:dict[int, Recall] = {}
 
 # %% ../../nbs/trade/04_fold.ipynb #84f3615c
 class FoldedOrder(msgspec.Struct, array_like=True):

@@ -99,11 +99,11 @@ async def fetch(
     "Hand on all fills of this session since a time; those it knows are no news to it."
     since_ns = a.since_ns + getattr(link, 'offset_ns', 0) # the venue's clock is not ours
     try: fills = await link.fills(a.instrument, since_ns)
-    except NO_WORD: return give('fetched', Fetched(a.venue, False))
+    except NO_WORD: return give('fetched', Fetched(a.venue, False, a.instrument))
     for f in fills:
         whose = parse_client_id(f.client_id)
         if whose and whose[0] == session: give('fill', tagged(a.venue, f))
-    give('fetched', Fetched(a.venue))
+    give('fetched', Fetched(a.venue, True, a.instrument))
 
 # %% ../../nbs/trade/03_workers.ipynb #b524720e
 class PaperLink:

@@ -48,8 +48,9 @@ from .settings import Settings, load_settings
 from .store.journal import Claim, open_journal, without_secret
 from .trade.core import Command, Core, SessionStart, Status, Stop
 from .trade.fold import resume
-from .trade.reconcile import carried, fresh_id, holdings, sessions, unfinished
-from .trade.runner import Quiet, Runner, clear_orphans, recover, rescue
+from .trade.reconcile import carried, fresh_id, holdings, opening, sessions, unfinished
+from .trade.runner import Quiet, Runner, clear_orphans, rescue
+from .trade.runner import settle as settle_sessions
 from .trade.start import Tail, acknowledged, check_clocks, check_money, check_rights, check_version
 from .trade.workers import NO_WORD, PaperLink
 
@@ -154,6 +155,7 @@ class Desk:
     def __init__(self, settings:Settings, universe:Universe, clock, log):
         self.settings, self.universe, self.clock, self.log, self.runner, self.links, self.feeds = settings, universe, clock, log, None, {}, {}
         self.tasks:list[asyncio.Task] = []
+        self.unexplained, self.found = [], {} # differences that the last session left; what those venues hold
 
     def slots(self, venue:str)->dict[str, int]: return {x: self.universe.slot(venue, x) for x in self.settings.instruments}
     def listings(self, venue:str)->dict: return {x.instrument: x for x in self.universe.listings if x.venue == venue}
@@ -230,10 +232,8 @@ def met(self:Desk, venue:str, e:Trade, heard_ns:int):
 async def settle(desk:Desk, journal, mode:str, wall)->list[dict]: # one for each session that was settled
     "Finish what earlier processes left."
     done = []
-    for name in unfinished(journal, mode) if mode not in ('paper', 'shadow') else []:
-        desk.log.warning('recovering', session=name)
-        runner, stop = await recover(name, journal, desk.links, desk.clock, wall, desk.log, attach=desk.attach)
-        done.append(dict(session=name, clean=stop.clean, open_trades=stop.open_trades, differences=[str(d) for d in runner.core.mismatches]))
+    if mode not in ('paper', 'shadow'): done, desk.unexplained = await settle_sessions(journal, mode, desk.links, desk.clock, wall, desk.log, desk.attach)
+    done = [dict(session=r.session, clean=stop.clean, open_trades=stop.open_trades, differences=[str(d) for d in r.core.mismatches]) for r, stop in done]
     desk.runner = None
     n = await clear_orphans(journal, desk.links, desk.log)
     if n: desk.log.warning('orphans_cancelled', orders=n)
@@ -250,10 +250,11 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     now_ns = desk.clock.now_ns()
     state, pnl_day = carried(journal, mode, now_ns)
     second = 1/desk.clock.wall_seconds(1.) # of the wall, in market time
-    inventory = {v: await holdings(link) for v, link in desk.links.items()}
+    found = {v: await holdings(link) for v, link in desk.links.items()}
+    desk.found = {d.venue: found[d.venue] for d in desk.unexplained}
     stage = standing(manifest, demotion(desk.settings.promoted, manifest)) if mode == 'live' else ''
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, capped(manifest.params, stage, desk.settings.ladder), desk.universe,
-                        inventory, now_ns, seed, manifest.id, manifest.kernel_hash,
+                        opening(found, desk.unexplained), now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
                         max([5., *map(window_s, desk.links.values())]), desk.settings.limits, manifest.extra)
 
@@ -483,7 +484,7 @@ async def session(args, settings:Settings, journal, log)->dict: # see `summary`
         warm(start)
         runner = Runner(Core(start), journal, desk.links, clock, wall, log)
         desk.attach(runner)
-        runner.begin()
+        runner.begin(desk.found)
         log.info('started', session=start.session, mode=args.mode, manifest=manifest.id, params=msgspec.structs.asdict(start.params), inventory=start.inventory)
         permit = Permit(args, desk, runner, manifest, wall)
         watch = asyncio.create_task(permit.keep(), name='permit')

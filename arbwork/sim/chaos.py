@@ -37,8 +37,8 @@ from .virtual import Lines, LoopClock, VirtualLoop
 from ..store.journal import SqliteJournal
 from ..trade.core import Core, SessionStart, replay
 from ..trade.order import Alert, Place, parse_client_id
-from ..trade.reconcile import carried, fresh_id, holdings, session_entries, sessions, unfinished
-from ..trade.runner import Runner, clear_orphans, recover, rescue
+from ..trade.reconcile import carried, fresh_id, holdings, opening, session_entries, sessions, unfinished
+from ..trade.runner import Runner, clear_orphans, rescue, settle
 from ..trade.workers import NO_WORD
 
 # %% ../../nbs/sim/12_chaos.ipynb #f4b2a661
@@ -178,18 +178,19 @@ async def live(w:World)->None:
             w.rescued_ns = w.clock.now_ns()
             w.stops += await rescue({name: lambda name=name: link_of(name) for name in w.venues}, journal, 'sim', w.clock, w.clock, w, lambda r: box.__setitem__(0, r))
             raise
-        for name in unfinished(journal, 'sim'):
-            runner, stop = await recover(name, journal, links, w.clock, w.clock, w, attach=lambda r: box.__setitem__(0, r))
-            w.stops.append(stop)
+        w.rescued_ns = w.clock.now_ns()
+        done, unexplained = await settle(journal, 'sim', links, w.clock, w.clock, w, lambda r: box.__setitem__(0, r))
+        w.stops += [stop for _, stop in done]
         box[0] = None
         w.settled = w.settled or w.written + journal.writes
         await clear_orphans(journal, links, w)
         if w.calm: return
         now_ns = w.clock.now_ns()
         state, pnl_day = carried(journal, 'sim', now_ns)
-        start = SessionStart(fresh_id(journal, 'c'), 'sim', w.strategy, w.wants, universe, {v: await holdings(x) for v, x in links.items()}, now_ns, w.seed, state=state, pnl_day=pnl_day)
+        found = {v: await holdings(x) for v, x in links.items()}
+        start = SessionStart(fresh_id(journal, 'c'), 'sim', w.strategy, w.wants, universe, opening(found, unexplained), now_ns, w.seed, state=state, pnl_day=pnl_day)
         runner = box[0] = Runner(Core(start), journal, links, w.clock, w.clock, w)
-        runner.begin()
+        runner.begin({d.venue: found[d.venue] for d in unexplained})
         for slot, name in enumerate(w.venues):
             feed = MarketFeed(CODECS[name](None, None), w.lines.address(name), {NAME: universe.slot(name, NAME)}, w.clock, runner.on_row, rng=random.Random(f'{w.seed}/{name}/feed'),
                 connect=w.lines.connect, http=w.lines.http(name))

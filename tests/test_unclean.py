@@ -176,3 +176,17 @@ def test_seed_338_of_makers():
     warm()
     v = chaos.schedule(338, strategy='maker')
     assert v.good and v.trades, v.wrong
+
+
+def test_an_order_that_cannot_be_taken_back_is_told_of():
+    "Found by seed 348: no budget to take it back, no line on which to hear of its fill, and nobody was told for half a minute."
+    warm()
+    v = chaos.schedule(348, strategy='maker')
+    assert v.good and v.trades, v.wrong
+
+
+def test_a_clock_that_a_fault_sets_back_makes_no_order_rest_beside_another():
+    "Found by seed 76, in the oracle: it compared times of a venue whose clock had been set back between them."
+    warm()
+    v = chaos.schedule(76, strategy='maker')
+    assert v.good and v.trades, v.wrong

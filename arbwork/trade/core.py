@@ -506,7 +506,9 @@ def _silence(self:Core, now_ns:int, s:Silence):
     if s.about == 'place':
         self._learn(o, 'timeout', o.filled, s.detail, now_ns)
         self._trouble(o.place.venue, s.code, now_ns)
-    elif s.about == 'ask': o.asking, o.asks, o.ask_ns = False, o.asks + 1, now_ns + (self._gap() << min(o.asks + 1, 4))
+    elif s.about == 'ask':
+        if o.stands and self._trade_of(o).leaving: self._learn(o, 'overdue', o.filled, '', now_ns)
+        o.asking, o.asks, o.ask_ns = False, o.asks + 1, now_ns + (self._gap() << min(o.asks + 1, 4))
     else: o.cancelling, o.cancels, o.cancel_ns = False, o.cancels + 1, now_ns + (self._gap() << min(o.cancels + 1, 4))
     self._after(self.all_trades[o.place.trade], now_ns)
 
@@ -665,9 +667,10 @@ def _look(self:Core, o:OrderState)->int: "How long it may be before the venue is
 @patch
 def _look_after(self:Core, o:OrderState, now_ns:int):
     "Ask about an order that rests."
-    if o.asking or now_ns < o.overdue_ns: return
+    if now_ns < o.overdue_ns: return
     o.overdue_ns = now_ns + self._look(o)
-    self._ask(o)
+    if not o.asking: self._ask(o)
+    elif self._trade_of(o).leaving: self._learn(o, 'overdue', o.filled, '', now_ns)
 
 @patch
 def _leave(self:Core, t:TradeState, now_ns:int, want_px:float=0., want_qty:float=0.):
@@ -829,16 +832,16 @@ def _recall(self:Core, now_ns:int):
     "Ask, and again if there is no answer."
     for slot, r in self.recall.items():
         if now_ns < r.due_ns: continue
-        r.asked_ns, r.due_ns = now_ns, now_ns + self._late()
+        r.asked_ns, r.due_ns = now_ns, NEVER
         self.made.append(Fetch(self.listings[slot].venue, self.listings[slot].instrument, r.since_ns))
 
 @patch
 def _recalled(self:Core, f:Fetched, now_ns:int):
     "A venue has answered such a question; what was taken back meanwhile is asked about in its turn."
     for slot, r in list(self.recall.items()):
-        if not (f.ok and r.asked_ns) or (f.venue, f.instrument) != (self.listings[slot].venue, self.listings[slot].instrument): continue
-        if r.last_ns + self._late() <= r.asked_ns: del self.recall[slot]
-        else: r.due_ns, r.asked_ns = max(now_ns, r.last_ns + self._late()), 0
+        if not r.asked_ns or (f.venue, f.instrument) != (self.listings[slot].venue, self.listings[slot].instrument): continue
+        if f.ok and r.last_ns + self._late() <= r.asked_ns: del self.recall[slot]
+        else: r.due_ns, r.asked_ns = max(r.last_ns + self._late(), now_ns if f.ok else now_ns + self._late()), 0
 
 # %% ../../nbs/trade/02_core.ipynb #375018b7
 @patch
@@ -881,7 +884,7 @@ def _owed(self:Core, t:TradeState, now_ns:int):
 @patch
 def _plan(self:Core, now_ns:int):
     "When it wants to hear the time next."
-    due = [x.due_ns for x in self.recall.values()]
+    due = [x.due_ns for x in self.recall.values() if x.due_ns < NEVER]
     for t in self.open.values():
         if any(o.owed for o in t.orders): due.append(t.fetch_ns or now_ns + self._gap())
         for o in t.orders:
@@ -1055,6 +1058,7 @@ def _restart(self:Core, now_ns:int, r:Restart):
             if not o.live: continue
             if o.state != UNKNOWN: self._learn(o, 'timeout' if o.state in (INTENT, SENT) else 'overdue', o.filled, 'the process ended', now_ns)
             o.asking, o.cancelling, o.asks, o.unknowns, o.answer, o.ask_ns, o.sent_ns = False, False, 0, 0, None, now_ns, min(o.sent_ns, now_ns)
+    for r in self.recall.values(): r.due_ns, r.asked_ns = r.last_ns + self._late(), 0
     for x in self.listings: self.made.append(Fetch(x.venue, x.instrument, self.start.started_ns - 5*NS))
     self._timer(now_ns)
 

@@ -437,12 +437,12 @@ async def end(self:Runner)->Stop:
     patience_s = max(END_S, 2*self.clock.wall_seconds(self.core.params.deadline_s))
     until = asyncio.get_running_loop().time() + patience_s
     await self.settled(patience_s)
-    agree = False
+    agree, even = False, not self.core.open
     try: agree = not self.failure and await compare(self.core, self.links, self.give, self.fetch_all, patience_s=until - asyncio.get_running_loop().time())
     except workers.NO_WORD as e:
         self.log.error('reconcile_failed', error=str(e), session=self.session)
         self.unheard = str(e)
-    if agree or self.core.open: await self.settled(patience_s)
+    if agree or even: await self.settled(patience_s)
     return self.finish(agree)
 
 # %% ../../nbs/trade/05_runner.ipynb #9cb5bc26

@@ -665,7 +665,7 @@ def settings_of(
     settings:Settings, # that of today
     path:Path,         # of the copy
 )->Path: # the same
-    "Today's settings with what a manifest was found under: wishes and fees."
+    "Today's settings with what a manifest was found under: wishes, limits and fees."
     import configparser
 
     import msgspec
@@ -675,6 +675,7 @@ def settings_of(
                 journal=settings.journal, ticks=settings.ticks, board=settings.board)
     for k, v in main.items(): parser['arbwork'][k] = str(v)
     if manifest.wishes is not None: parser['params'] = {k: repr(v) if isinstance(v, float) else str(v) for k, v in msgspec.structs.asdict(manifest.wishes).items()}
+    if manifest.limits is not None: parser['limits'] = {k: repr(v) for k, v in msgspec.structs.asdict(manifest.limits).items()}
     for venue, (maker, taker) in manifest.universe.fees_bps.items():
         if not parser.has_section(f'venue:{venue}'): raise ConfigError(f'{settings.path}: no section [venue:{venue}], wanted the venues of manifest {manifest.id}')
         parser[f'venue:{venue}'].update(maker_bps=repr(maker), taker_bps=repr(taker))
@@ -759,7 +760,7 @@ def recommend(
 
     from arbwork.research.backtest import inventory_of
     with working('moving each wish') as at:
-        advice = advise(name, rows, universe, params, inventory=inventory_of(universe, holdings), latency_ns=np.array([latency_ms[v]*1e6 for v in universe.venues]), fee_in='received', seed=s.seed,
+        advice = advise(name, rows, universe, params, inventory=inventory_of(universe, holdings), latency_ns=np.array([latency_ms[v]*1e6 for v in universe.venues]), fee_in='received', seed=s.seed, limits=s.limits,
                         about=about, on_progress=lambda n, total: at('moving each wish', n/total, n))
     found = dict(made_ns=time.time_ns(), said=in_words(advice, universe.listings[0].quote), advised=len(advice.advised), about=about) | msgspec.to_builtins(advice)
     path = (out or s.var/'recommendations.json').resolve()

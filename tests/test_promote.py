@@ -21,7 +21,7 @@ from arbwork.market import ArbworkError, ConfigError, Listing, decimal
 from arbwork.research import promote as pr
 from arbwork.research.promote import load_study
 from arbwork.research.stages import session_facts
-from arbwork.settings import GATES, MORE_GATES, load_settings
+from arbwork.settings import GATES, MORE_GATES, Limits, load_settings
 from arbwork.sim.scenarios import Calibration, stress
 from arbwork.store.ticks import Ticks
 from arbwork.trade.core import Command, replay
@@ -66,7 +66,7 @@ def test_every_field_of_a_manifest_is_signed(tmp_path):
     assert pr.verify(m, keys, 'ab12', 2_000*NS) == m
     other = dict(strategy='x', params=Params(min_edge_bps=1.), kernel_hash='cd', version='9', commit='f', snapshot='x', window=(1, 2), seed=9, trials=1, gates=m.gates[:1],
                  latency_ms={}, universe=Universe([], {}), oos_sharpe=99., created_ns=1_001*NS, expires_ns=m.expires_ns + 1, stage='full', override='because', notebook='y.ipynb', notebook_hash='0',
-                 executed='evidence/y', executed_hash='1', parameters=dict(grid={}), wishes=Params(), figures=dict(trades=1), parent='abc', evidence=[facts()], extra=dict(enter_z=1.))
+                 executed='evidence/y', executed_hash='1', parameters=dict(grid={}), wishes=Params(), figures=dict(trades=1), parent='abc', evidence=[facts()], extra=dict(enter_z=1.), limits=Limits(venue_drift=1.))
     assert set(other) | {'key_id', 'signature'} == set(pr.Manifest.__struct_fields__)
     for name, value in other.items():
         with pytest.raises(ConfigError, match='altered'): pr.verify(msgspec.structs.replace(m, **{name: value}), keys, 'ab12', 2_000*NS)

@@ -24,7 +24,7 @@ from ..feed.events import LEVELS, VALID
 from ..market import ArbworkError, ConfigError, DataError
 from .backtest import Tape, backtest, prepare
 from .lifetimes import Standing
-from ..settings import Params, make_params
+from ..settings import Limits, Params, make_params
 
 # %% ../../nbs/research/07_hindsight.ipynb #1ac518d6
 @jit
@@ -231,11 +231,12 @@ def waterfall(
     fee_in:str='quote',
     window:int=256,
     on_progress=None,
+    limits:Limits=Limits(), # as a session has them
 )->pd.DataFrame: # step, change, left: quote currency
     "What was there, what was earned, and what each cause took in between."
     tape = prepare(tape, universe)
     ask = dict(inventory=inventory, params=params, fee_in=fee_in, window=window, on_progress=on_progress)
-    run = dict(inventory=inventory, latency_ns=latency_ns, fee_in=fee_in)
+    run = dict(inventory=inventory, latency_ns=latency_ns, fee_in=fee_in, limits=limits)
     bold = make_params(dict(min_edge_bps=0., min_profit_quote=0.), params)
     left = [hindsight(tape, universe, stocked=True, reactive=True, **ask).pnl_quote,
             hindsight(tape, universe, stocked=True, reactive=True, latency_ns=latency_ns, **ask).pnl_quote,

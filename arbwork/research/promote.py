@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ..clock import NS, utc
 from ..decide.contract import REASONS, Universe
 from ..market import ConfigError
-from ..settings import GATES, Params, Settings, check_params
+from ..settings import GATES, Limits, Params, Settings, check_params
 from ..store.journal import Claim
 
 # %% ../../nbs/research/03_promote.ipynb #b283eca5
@@ -90,6 +90,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     recommendation:list[str] = []
     manifest:str = ''           # file name, when promoted
     extra:dict[str, float] = {} # name to value of what the strategy adds to the parameters
+    limits:Limits|None = None   # under which it was found
 
 # %% ../../nbs/research/03_promote.ipynb #72a158d8
 FIGURES = dict(min_trades='trades', min_dsr='dsr', max_pbo='pbo', max_oos_loss='oos_loss', min_oos_sharpe='oos_sharpe', max_suspect_share='suspect_share',
@@ -207,6 +208,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     evidence:list[SessionFacts] = [] # the sessions it was raised for
     override:str = ''           # why it was promoted although a gate said no
     extra:dict[str, float] = {} # name to value of what the strategy adds to the parameters
+    limits:Limits|None = None   # under which it was found, see `decide.limits.tighter`; None in manifests of before they were kept
     key_id:str = ''
     signature:str = ''          # Ed25519 over everything else, base64
 
@@ -216,7 +218,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 # %% ../../nbs/research/03_promote.ipynb #4b3f01f0
 def _signed_bytes(m:Manifest)->bytes:
     "The bytes a signature covers: every field but itself, keys in alphabetical order."
-    return b'arbwork manifest 1\n' + msgspec.json.encode(msgspec.structs.replace(m, signature=''), order='sorted')
+    told = msgspec.structs.replace(m, signature='')
+    if m.limits is None: told = {k: x for k, x in msgspec.structs.asdict(told).items() if k != 'limits'} # so that manifests of before keep their signature
+    return b'arbwork manifest 1\n' + msgspec.json.encode(told, order='sorted')
 
 class Origin(msgspec.Struct, frozen=True):
     "Where a study came from; written beside it to `origin.json` by whoever ran the notebook."
@@ -241,7 +245,7 @@ def manifest_of(
     if study.stage in STAGES[3:] and not override:
         raise ConfigError(f'study {study.scenario}: found stage {study.stage!r}, wanted one of {", ".join(STAGES[:3])}; further up it takes sessions, `arbwork promote --stage`')
     about = {} if origin is None else msgspec.structs.asdict(origin)
-    same = {f: getattr(study, f) for f in ('strategy', 'params', 'extra', 'kernel_hash', 'snapshot', 'window', 'seed', 'trials', 'gates', 'latency_ms',
+    same = {f: getattr(study, f) for f in ('strategy', 'params', 'extra', 'limits', 'kernel_hash', 'snapshot', 'window', 'seed', 'trials', 'gates', 'latency_ms',
                                            'universe', 'oos_sharpe', 'stage')}
     return Manifest(**same, **about, figures=figures_of(study), version=version, commit=commit, override=override, created_ns=created_ns, expires_ns=created_ns + int(days*86_400)*NS)
 

@@ -18,7 +18,7 @@ from ..decide.contract import REASONS, Universe
 from ..market import DataError
 from .backtest import backtest, prepare
 from .evidence import _runs
-from ..settings import RANGES, SINGLE_LEG, Params, make_params
+from ..settings import RANGES, SINGLE_LEG, Limits, Params, make_params
 
 # %% ../../nbs/research/09_recommend.ipynb #8bc1b44a
 FACTORS = dict(min_edge_bps=(.5, .75, 1.25, 1.5, 2.), max_notional=(.5, 2.), risk_tolerance=(.5, .75, 1.5, 2.), cooldown_s=(0., .25, .5, 2., 4.),
@@ -101,10 +101,11 @@ def recommend(
     draws:int=2_000,
     about:dict|None=None,   # what else it takes to reproduce it, e.g. snapshot and window
     on_progress=None,       # called with runs done and runs in all
+    limits:Limits=Limits(), # as a session has them
 )->Advice:
     "Move each wish, choose on the earlier half, measure on the later one."
     halves, options, done = _halves(tape, universe, bucket_s), moves(params), 0
-    how = dict(inventory=inventory, latency_ns=latency_ns, fee_in=fee_in, bucket_s=bucket_s)
+    how = dict(inventory=inventory, latency_ns=latency_ns, fee_in=fee_in, bucket_s=bucket_s, limits=limits)
     total = 2 + sum(map(len, options.values())) + len(options)
     def run(half:int, p:Params):
         nonlocal done

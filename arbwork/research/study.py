@@ -29,7 +29,8 @@ from .placebo import capacity, placebos, sensitivity
 from .promote import Study, gates, recommend
 from .sweep import SweepResult, combinations, finer, joined, sweep
 from .trials import Charge, Setting, Trials
-from ..settings import GATES, make_params
+from ..decide.limits import CODES, limits_of, with_limits
+from ..settings import GATES, Limits, make_params
 
 # %% ../../nbs/research/10_study.ipynb #297d7b1e
 def search(
@@ -48,24 +49,26 @@ def search(
     bucket_s:float=60.,
     earlier:int=0,             # trials made elsewhere
     refine:int=0,              # finer grids after the first
+    limits:Limits=Limits(),    # as a session has them; a grid may name some of them
     **more,                    # of `sweep`: workers, dask, on_progress, names
 )->tuple[SweepResult, Charge]:
     "Sweep, keep the trials, and say what a winner owes to them."
+    limits = limits_of(base, limits)
     latency_ns, base = np.array([latency_ms[v]*1e6 for v in universe.venues]), strategy_of(strategy).wishes(base)
-    how = dict(base=base, inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in='received', bucket_s=bucket_s, **more)
+    how = dict(base=base, limits=limits, inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in='received', bucket_s=bucket_s, **more)
     swept = sweep(strategy, tape, universe, grid, **how)
     for _ in range(refine):
         half = swept.returns[:max(2, len(swept.returns)//2)]
         grid = finer(grid, swept.results[int(np.atleast_1d(sharpe(half)).argmax())].params)
         known = {r.params for r in swept.results}
-        fresh = [p for p in combinations(grid, base) if p not in known]
+        fresh = [p for p in combinations(grid, with_limits(base, grid, limits)) if p not in known]
         if fresh: swept = joined(swept, sweep(strategy, tape, universe, fresh, **{**how, 'names': list(grid)}))
     found = np.atleast_1d(sharpe(swept.returns))
     made = Charge(len(found), float(found.var(ddof=1)) if len(found) > 1 else 0., 1, now_ns)
     if ledger:
         rows = tape.rows['ts_recv_ns']
         setting = Setting(strategy, strategy_of(strategy).hash, universe, snapshot, (int(rows[0]), int(rows[-1]) + 1), latency_ms, seed, bucket_s,
-                          np.asarray(inventory, float).ravel().tolist())
+                          np.asarray(inventory, float).ravel().tolist(), {k: x for k, x in msgspec.structs.asdict(limits).items() if k in CODES and x and k not in grid})
         ledger.add(setting, [r.params for r in swept.results], found, [r.pnl_quote for r in swept.results], [r.funnel['trade'] for r in swept.results], now_ns)
         made = ledger.charge(setting.study, bucket_s, until_ns=now_ns)
     return swept, msgspec.structs.replace(made, trials=made.trials + earlier)
@@ -176,9 +179,10 @@ def doubt(
     latency_ns:np.ndarray,   # (venues,)
     seed:int=0,
     apart:bool=False,        # news of every slot later than that of the one before, see `placebos`
+    limits:Limits=Limits(),  # those of the winner
 )->Doubts:
     "Run the winner again where it ought to fail, and where it ought not."
-    how = dict(inventory=inventory, fee_in='received', seed=seed)
+    how = dict(inventory=inventory, fee_in='received', seed=seed, limits=limits)
     late = latency_ns + np.maximum(latency_ns, NS)
     return Doubts(backtest(strategy, tape, universe, make_params(dict(fee_mult=2*params.fee_mult), params), latency_ns=latency_ns, **how),
                   backtest(strategy, tape, universe, params, latency_ns=late, **how),
@@ -218,7 +222,7 @@ def conclude(
     gross = touch_edge_bps(rows, swept.universe, p.max_age_s, p.max_skew_s)
     known, (share, pnl_share) = gross[np.isfinite(gross)], suspect(winner.trades, np.asarray(problems_ns, np.int64), p.max_age_s)
     study = Study(scenario=label, stage=stage, strategy=strategy, snapshot=snapshot, window=(int(rows['ts_recv_ns'][0]), int(rows['ts_recv_ns'][-1]) + 1),
-                  seed=seed, rows=len(rows), trials=e.charge.trials, params=common(p), extra=strategy_of(strategy).extra(p), kernel_hash=strategy_of(strategy).hash, universe=swept.universe,
+                  seed=seed, rows=len(rows), trials=e.charge.trials, params=common(p), extra=strategy_of(strategy).extra(p), limits=winner.limits, kernel_hash=strategy_of(strategy).hash, universe=swept.universe,
                   latency_ms=latency_ms, bucket_s=swept.bucket_s, trades=sum(e.begun), pnl_quote=float(e.walked.returns.sum()*swept.start_quote),
                   oos_sharpe=e.oos_sharpe, oos_low=e.oos_low, oos_high=e.oos_high, dsr=e.dsr, pbo=e.overfit.pbo if e.overfit else None,
                   folds=len(e.walked.splits), folds_positive=e.walked.positive(e.begun), suspect_share=share, twin_fees_pnl=doubts.twin_fees.pnl_quote,
@@ -253,16 +257,17 @@ def study_of(
     problems_ns=(),
     thresholds:dict[str, float]=GATES,
     apart:bool=False,            # see `doubt`
+    limits:Limits=Limits(),      # as a session has them
     **more,                      # of `sweep`
 )->tuple[Study, Parts]:
     "Search, weigh, doubt, conclude."
     tape = prepare(tape, universe, bucket_s)
     swept, charge = search(strategy, tape, universe, grid, base=base, ledger=ledger, snapshot=snapshot, latency_ms=latency_ms, inventory=inventory, seed=seed,
-                           now_ns=now_ns, bucket_s=bucket_s, earlier=earlier, **more)
+                           now_ns=now_ns, bucket_s=bucket_s, earlier=earlier, limits=limits, **more)
     evidence = weigh(swept.returns, begins_of(swept), charge, bucket_s=bucket_s, rng=np.random.default_rng(seed), folds=folds, draws=draws)
     latency_ns = np.array([latency_ms[v]*1e6 for v in universe.venues])
     winner = swept.results[evidence.best] if evidence.best >= 0 else backtest(strategy, tape, universe, base, inventory=inventory, latency_ns=latency_ns, seed=seed,
-                                                                              fee_in='received')
-    doubts = doubt(strategy, tape, universe, winner.params, inventory=inventory, latency_ns=latency_ns, seed=seed, apart=apart)
+                                                                              fee_in='received', limits=limits)
+    doubts = doubt(strategy, tape, universe, winner.params, inventory=inventory, latency_ns=latency_ns, seed=seed, apart=apart, limits=winner.limits)
     return conclude(swept, evidence, winner, doubts, strategy=strategy, tape=tape, label=label, snapshot=snapshot, seed=seed, latency_ms=latency_ms, stage=stage,
                     problems_ns=problems_ns, thresholds=thresholds), Parts(swept, evidence, winner, doubts)

@@ -27,9 +27,11 @@ import msgspec
 
 from ..clock import NS
 from ..decide.contract import BOOK, REASONS, Params, Universe, make_params
+from ..decide.limits import limits_of, with_limits
 from ..decide.strategies import strategy_of
 from ..market import ConfigError
 from .backtest import Result, backtest, look_at, prepare
+from ..settings import Limits
 
 # %% ../../nbs/research/01_sweep.ipynb #000a2bcb
 MOST_SETS = 100_000 # in one sweep
@@ -47,6 +49,7 @@ def combinations(
     if count > MOST_SETS:
         raise ConfigError(f'grid: found {count:,} sets ({" x ".join(f"{len(v)} {k}" for k, v in grid.items())}), wanted {MOST_SETS:,} at most; '
                           'try few values first and then `finer` ones around the best, or `explore` the space')
+    base = with_limits(base, grid)
     return [make_params(dict(zip(grid, map(_plain, values))), base) for values in product(*grid.values())]
 
 # %% ../../nbs/research/01_sweep.ipynb #ac3db831
@@ -227,12 +230,14 @@ def sweep(
     workers:int=1,         # processes of this machine
     dask:str='',           # address of a scheduler, e.g. tcp://127.0.0.1:8786; instead of processes
     on_progress=None,      # called with sets done and sets in all
+    limits:Limits=Limits(),# as a session has them; a grid may name some of them
 )->SweepResult:
     "Backtest every combination of a grid."
     if (workers > 1 or dask) and not isinstance(strategy, str):
         raise ConfigError(f'sweep in other processes: found the function {strategy!r}, wanted a name in KERNELS: a function of a notebook does not exist there')
-    tape, sets, done = prepare(tape, universe, bucket_s), grid if isinstance(grid, list) else combinations(grid, strategy_of(strategy).wishes(base)), 0
-    how = dict(inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in=fee_in, jitter=jitter)
+    limits, done = limits_of(base, limits), 0
+    tape, sets = prepare(tape, universe, bucket_s), grid if isinstance(grid, list) else combinations(grid, with_limits(strategy_of(strategy).wishes(base), grid, limits))
+    how = dict(inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in=fee_in, jitter=jitter, limits=limits)
     def tell(n):
         nonlocal done
         done += n
@@ -265,12 +270,13 @@ def explore(
     buckets:slice=slice(None), # what the search may see
     bucket_s:float=60.,
     on_progress=None,
-    **how,          # of `sweep`: inventory, latency_ns, fee_in, jitter
+    **how,          # of `sweep`: inventory, latency_ns, fee_in, jitter, limits
 )->SweepResult: # every set once, in the order tried
     "Let Optuna choose what to try, by the Sharpe ratio of the buckets it may see."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tape, tried = prepare(tape, universe, bucket_s), {}
+    how['limits'] = limits_of(base, how.get('limits', Limits()))
+    tape, tried, start = prepare(tape, universe, bucket_s), {}, with_limits(strategy_of(strategy).wishes(base), space, how['limits'])
     study = optuna.create_study(direction='maximize', sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
     def ask(trial, name, wanted):
         if isinstance(wanted, list): return trial.suggest_categorical(name, wanted)
@@ -278,7 +284,7 @@ def explore(
         return trial.suggest_int(name, low, high) if isinstance(low, int) and isinstance(high, int) else trial.suggest_float(name, low, high)
     for k in range(trials):
         trial = study.ask()
-        p = make_params({name: ask(trial, name, wanted) for name, wanted in space.items()}, strategy_of(strategy).wishes(base))
+        p = make_params({name: ask(trial, name, wanted) for name, wanted in space.items()}, start)
         key = tuple(getattr(p, name) for name in space)
         if key not in tried: tried[key] = sweep(strategy, tape, universe, [p], seed=seed, bucket_s=bucket_s, **how)
         study.tell(trial, sharpe_of(tried[key].returns[buckets, 0], bucket_s))

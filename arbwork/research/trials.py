@@ -23,7 +23,7 @@ from ..decide.contract import Params, Universe
 from ..market import DataError
 
 # %% ../../nbs/research/01_trials.ipynb #e8f897c9
-class Setting(msgspec.Struct, frozen=True):
+class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     "What all trials of one sweep have in common."
     strategy:str                # a name in `KERNELS`, or the name of a function
     kernel:str                  # hash of the decision kernel
@@ -34,6 +34,7 @@ class Setting(msgspec.Struct, frozen=True):
     seed:int
     bucket_s:float              # of the returns that Sharpe ratios are made of
     inventory:list[float] = []  # at the start, flat; what is held decides what can be traded
+    limits:dict[str, float] = {} # name to figure of those that are not 0; left out where there are none, so that earlier trials keep their keys
 
     @property
     def study(self)->str:

@@ -35,6 +35,7 @@ from . import __version__
 from .clock import NS, ScaledClock, WallClock, utc
 from .decide.contract import REASONS, REVERSE, Universe
 from .decide.risk import RISK_STATES
+from .decide.limits import limited, tighter
 from .decide.step import mend
 from .decide.strategies import strategy_of
 from .feed.codec import Keys
@@ -256,7 +257,7 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, capped(manifest.params, stage, desk.settings.ladder), desk.universe,
                         opening(found, desk.unexplained), now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
-                        max([5., *map(window_s, desk.links.values())]), desk.settings.limits, manifest.extra)
+                        max([5., *map(window_s, desk.links.values())]), tighter(desk.settings.limits, manifest.limits), manifest.extra)
 
 def inherit(start:SessionStart, journal, log)->SessionStart: # with the memory that the last session of this strategy left to it
     "A position is not forgotten because a session ends. Where slots or code have changed nothing is handed on, and the log says so."
@@ -284,6 +285,7 @@ def warm(start:SessionStart):
         row['slot'] = slot
         core.row(start.started_ns, row)
     mend(2, np.zeros(2, np.int64), np.array([1, -1]), np.ones(2), np.array([1., 0.]), np.ones(2), core.specs, REVERSE, 1., core.lone)
+    limited([], [], {}, {}, core.limits)
     core.edges()
 
 # %% ../nbs/90_live.ipynb #25a101a9

@@ -1022,7 +1022,7 @@ def _over_limit(self:Core, now_ns:int, intents:np.ndarray, instead:TradeState|No
     if self.limits == NO_LIMITS: self.refused = {}; return False
     at = lambda slot: (self.listings[slot].venue, self.listings[slot].instrument)
     meant = [Stake(*at(int(x['slot'])), int(x['side']), float(x['qty']*x['ref_px'])) for x in intents]
-    under = [Stake(o.place.venue, o.place.order.instrument, o.side, float(o.remaining())*o.px) for t in self.open.values() for o in t.orders if o.live and not (t is instead and o.rests)]
+    under = [Stake(o.place.venue, o.place.order.instrument, o.side, float(o.remaining())*(o.px if o.place.why == 'open' else float(o.place.order.px))) for t in self.open.values() for o in t.orders if o.live and not (t is instead and o.rests)]
     held = (self.inventory - self.begin).sum(axis=2)*self.marks
     money = {int(s) for s in self.specs['quote']}
     drift = {(v, a): float(held[i, j]) for i, v in enumerate(self.venues) for j, a in enumerate(self.assets) if j not in money}

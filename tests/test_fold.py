@@ -1,5 +1,4 @@
 "A session taken up from a fold knows what a replay of all of it knows: wherever it was killed, whatever went wrong in it."
-import shutil
 import struct
 
 import msgspec
@@ -47,11 +46,11 @@ def a_folded_session(tmp_path, monkeypatch):
     monkeypatch.setattr(folding, 'FOLD_TRADES', 1)
     judge = chaos.judge
     def kept(w):
-        shutil.copytree(w.folder, tmp_path/'kept')
+        w.disk.keep(tmp_path/'kept.db')
         return judge(w)
     monkeypatch.setattr(chaos, 'judge', kept)
     schedule(2, kinds=(), kills=0)
-    journal = open_journal(f'sqlite:///{tmp_path}/kept/journal.db')
+    journal = open_journal(f'sqlite:///{tmp_path}/kept.db')
     return journal, next(s.removeprefix('fold/') for s in journal.streams() if s.startswith('fold/'))
 
 

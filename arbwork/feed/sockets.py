@@ -247,9 +247,9 @@ async def attend(
             await asyncio.sleep(ear.step_s)
             what = ear.look(heard[0] + (count() if count else 0), loop.time())
             if what == 'dead': return
+            if not what: continue
             try:
-                async with asyncio.timeout(patience_s):
-                    if what: await ask_socket(ws, codec, heard)
+                async with asyncio.timeout(patience_s): await ask_socket(ws, codec, heard)
             except websockets.ConnectionClosed: return await asyncio.Event().wait() # whoever reads will hear of it
             except TimeoutError: return
     try:

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from heapq import heappop, heappush
-from itertools import count
 
 import websockets
 from multidict import CIMultiDict
@@ -47,16 +46,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
     "An event loop of one thread whose time is only a number."
     def __init__(self):
         super().__init__()
-        self.now, self.turns, self.order = 0., 0, count()
+        self.now, self.turns, self.asked = 0., 0, 0
 
     def time(self)->float: return self.now # seconds since it was made
 
     def call_at(self, when:float, callback, *args, context=None)->Due:
         due = Due(callback, args, context, when)
-        heappush(self._scheduled, (when, next(self.order), due)) # of two at the same instant, the one that was asked for first
+        self.asked += 1
+        heappush(self._scheduled, (when, self.asked, due)) # of two at the same instant, the one that was asked for first
         return due
 
-    def call_later(self, delay:float, callback, *args, context=None)->Due: return self.call_at(self.now + delay, callback, *args, context=context)
+    def call_later(self, delay:float, callback, *args, context=None)->Due: # as `call_at`, which is asked often enough to be written twice
+        due = Due(callback, args, context, when := self.now + delay)
+        self.asked += 1
+        heappush(self._scheduled, (when, self.asked, due))
+        return due
 
     def _call_soon(self, callback, args, context)->Due:
         self._ready.append(due := Due(callback, args, context, self.now))
@@ -74,7 +78,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             while timers and timers[0][2].dropped: heappop(timers)
             if not timers: raise Stuck('virtual loop: nothing is ready and no timer is set, wanted one of them')
             self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] < self.now + 1e-9: ready.append(heappop(timers)[2])
+        soon = self.now + 1e-9
+        while timers and timers[0][0] < soon: ready.append(heappop(timers)[2])
         for _ in range(len(ready)):
             if (due := ready.popleft()).dropped: continue
             try: due.context.run(due.callback, *due.args)
@@ -99,17 +104,12 @@ class Line:
     "The client's end of one socket, with the contract of one of websockets."
     def __init__(self, lines:'Lines', venue:Venue, s:Session, name:str):
         self.lines, self.venue, self.s, self.name = lines, venue, s, name
-        self.up, self.down, self.box, self.waiter, self.ended, self.gone = deque(), deque(), deque(), None, None, False
-
-    def later(self, way:deque, what, then):
-        "Let something arrive at the other end, in order."
-        way.append(what)
-        self.lines.loop.call_later(self.lines.latency_s, lambda: then(way.popleft()))
+        self.box, self.waiter, self.take, self.over, self.why, self.ended, self.gone = deque(), None, None, None, None, None, False
 
     async def send(self, raw:bytes, text:bool=True):
         if self.ended or self.gone: raise self.ended or websockets.ConnectionClosedError(None, None, None)
         self.lines.note(self.name, b'>', raw)
-        self.later(self.up, bytes(raw), self.reach)
+        self.lines.loop.call_later(self.lines.latency_s, self.reach, bytes(raw)) # in order: each takes as long
 
     def reach(self, raw:bytes):
         "A frame of ours arrives at the venue."
@@ -128,8 +128,12 @@ class Line:
         if isinstance(what, Cut): self.end(Close(what.code, '') if what.how == 'close' else None)
         else:
             self.lines.note(self.name, b'<', what)
-            self.box.append(what)
-        if self.waiter is not None and not self.waiter.done(): self.waiter.set_result(None)
+            if self.take is None: self.box.append(what)
+            else:
+                try: self.take(what)
+                except BaseException as e: self.take, self.why, self.ended = None, e, websockets.ConnectionClosedError(None, None, None)
+        for x in (self.waiter, self.over if self.ended else None):
+            if x is not None and not x.done(): x.set_result(None)
 
     def end(self, why:Close|None):
         self.ended = websockets.ConnectionClosedError(why, why, True if why else None)
@@ -141,6 +145,15 @@ class Line:
             self.waiter = asyncio.get_running_loop().create_future()
             await self.waiter
         return self.box.popleft()
+
+    async def deliver(self, take):
+        "Give every frame to `take` as it comes; raises when the connection ends or `take` does."
+        while self.box: take(self.box.popleft())
+        if not self.ended:
+            self.take, self.over = take, asyncio.get_running_loop().create_future()
+            try: await self.over
+            finally: self.take = None
+        raise self.why or self.ended
 
     async def ping(self):
         "A future that is done when the other side has answered; a deaf one never does."
@@ -181,7 +194,7 @@ class Lines:
             frames, s.out = s.out, []
             if end := self.ends.get(s):
                 for x in frames:
-                    if not (isinstance(x, Cut) and x.how == 'deaf'): end.later(end.down, x, end.hear)
+                    if not (isinstance(x, Cut) and x.how == 'deaf'): self.loop.call_later(self.latency_s, end.hear, x)
         v.awake.clear()
         at_ns = v.next_ns()
         if self.due.get(v.name, (None,))[0] == at_ns: return

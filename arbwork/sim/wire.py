@@ -100,13 +100,17 @@ from fastcore.basics import patch
 
 @patch
 def _next_row(self:Venue)->tuple[int, str]|None: # its time and instrument
-    return min(((times[i], name) for name, (times, _) in self.rows.items() if (i := self.due[name]) < len(times)), default=None)
+    first = None
+    for name, (times, _) in self.rows.items():
+        if (i := self.due[name]) < len(times) and (first is None or (times[i], name) < first): first = times[i], name
+    return first
 
 @patch
 def next_ns(self:Venue)->int|None:
     "When something is due next; None when nothing is."
     row, timer = self._next_row(), self.timers[0][0] if self.timers else None
-    return min((int(t) for t in (row and row[0], timer) if t is not None), default=None)
+    if row is None or timer is not None and timer < row[0]: return timer if timer is None else int(timer)
+    return int(row[0])
 
 @patch
 def later(self:Venue, at_ns:int, do, *args):

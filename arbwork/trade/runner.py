@@ -507,7 +507,7 @@ async def recover(
     runner = Runner(past.core, journal, {v: links[v] for v in past.core.venues}, clock, wall, log)
     runner.why, runner.waking = 'recovered', True
     if attach: attach(runner)
-    life = asyncio.create_task(runner._every(POLL_S, runner.tick))
+    life = asyncio.create_task(runner._every(STATUS_S, runner.tick))
     try:
         await runner._resume('found open at the next start')
         await runner.settled(END_S)

@@ -10,8 +10,8 @@ from arbwork.feed.book import warm
 from arbwork.sim import chaos
 from arbwork.sim.chaos import deaths_at, deaths_everywhere, schedule, total
 from arbwork.sim.faults import Fault
-from arbwork.trade import workers
 from arbwork.trade.ledger import Ledger
+from arbwork.trade.runner import Runner
 
 THIN = ('drop_ack', 'partial', 'delay', 'disconnect', 'late_fill')
 
@@ -70,12 +70,10 @@ def test_a_ledger_that_forgets_a_fee_is_caught(monkeypatch):
 
 
 def test_an_order_that_leaves_before_its_intent_is_safe_is_caught(monkeypatch):
-    send = workers.send
-    class Kept:
-        async def done(self): return 0
+    class Kept: error = None
     def deaths(): return [schedule(3, kinds=(), session_s=3., kills=(('before', k),)) for k in range(1, 16)]
     assert [v.wrong for v in deaths() if v.wrong] == []
-    monkeypatch.setattr(workers, 'send', lambda place, link, ticket, state, give: send(place, link, Kept(), state, give))
+    monkeypatch.setattr(Runner, '_send', lambda self, place, link, ticket: self._depart(place, link, Kept()))
     bad = [v for v in deaths() if v.wrong]
     assert bad and all(v.kills and v.doubled_orders and v.lost_fills and any(x.startswith('orphan') for x in v.wrong) for v in bad)
 

@@ -786,13 +786,13 @@ def _draft_of(self:TradeLink, order:NewOrder, now_ns:int)->bytes|None:
 
 # %% ../../nbs/feed/06_wire.ipynb #dd33df9b
 @patch
-async def place(self:TradeLink,
+def depart(self:TradeLink,
     order:NewOrder,
     urgent:bool=False, # a hedge or an unwind: it may use the part of the budget that is kept for such
-)->OrderUpdate: # the venue's first word on it, or ours that it was not sent; status 'rejected' is one
+): # a coroutine for the venue's first word on it, or ours that it was not sent; status 'rejected' is one
     "Send an order; `VenueError` of code `unknown_outcome` when no word comes in time, `venue_down`, `rate` or `banned` when it never left."
     where, name = f'order {order.client_id}', order.client_id
-    if (no := self._unfit(order)) is not None: return no
+    if (no := self._unfit(order)) is not None: return _known(no)
     self._ready(f'{self.codec.venue} {where}')
     if self.status and not (self.status == 'post_only' and order.tif == 'POST_ONLY'):
         raise VenueError(f'{self.codec.venue} {where}: not sent, the venue says {self.status}', 'venue_down')
@@ -801,7 +801,14 @@ async def place(self:TradeLink,
     frame = self._draft_of(order, now_ns) or self.codec.place(order, name, now_ns)
     self.budget.spend(costs, now_ns)
     self._remember(self._sent_at, name, now_ns)
-    return await self._sent(frame, name, self._placing, name, where)
+    return self._sent(frame, name, self._placing, name, where)
+
+async def _known(word): return word
+
+@patch
+async def place(self:TradeLink, order:NewOrder, urgent:bool=False)->OrderUpdate:
+    "`depart`, and wait for the word."
+    return await self.depart(order, urgent)
 
 @patch
 async def hedge(self:TradeLink, order:NewOrder)->OrderUpdate:
@@ -825,12 +832,22 @@ async def cancel(self:TradeLink,
 
 # %% ../../nbs/feed/06_wire.ipynb #32a84a0f
 @patch
-async def _sent(self:TradeLink, frame:bytes, request_id:str, waiting:dict, client_id:str, where:str)->OrderUpdate:
+def _sent(self:TradeLink, frame:bytes, request_id:str, waiting:dict, client_id:str, where:str): # a coroutine for the answer
     where, ws = f'{self.codec.venue} {where}', self.trade.ws
+    put, late = getattr(ws, 'put', None), frame
+    if put:
+        try: put(frame)
+        except websockets.ConnectionClosed as e: raise VenueError(f'{where}: {e}', 'unknown_outcome') from e
+        late = None
     future = waiting[client_id] = self._requests[request_id] = asyncio.get_running_loop().create_future()
+    return self._word(future, ws, late, request_id, waiting, client_id, where)
+
+@patch
+async def _word(self:TradeLink, future, ws, late:bytes|None, request_id:str, waiting:dict, client_id:str, where:str)->OrderUpdate:
+    "What is answered; `late` has not left yet."
     try:
         async with asyncio.timeout(self.timeout_s):
-            await ws.send(frame, text=True)
+            if late is not None: await ws.send(late, text=True)
             return await future
     except TimeoutError as e: raise VenueError(f'{where}: no word after {self.timeout_s} s', 'unknown_outcome') from e
     except websockets.ConnectionClosed as e: raise VenueError(f'{where}: {e}', 'unknown_outcome') from e

@@ -147,6 +147,12 @@ class Ticket:
         "Have `what` called in this event loop while the store waits for its disk; it may never be, and it means nothing yet."
         self._early = asyncio.get_running_loop(), what
 
+    def then(self, what):
+        "Call `what` in this event loop when it is settled, in this very call if it is."
+        with self._journal._mutex:
+            if not self.settled: self._waiters = (*self._waiters, (asyncio.get_running_loop(), what)); return
+        what()
+
     def _outcome(self)->int:
         if self.error: raise DataError(self.error)
         return self.offset
@@ -187,7 +193,8 @@ def _settle(
             for loop, waiter in t._waiters: loops.setdefault(loop, []).append(waiter)
     def wake(waiters):
         for w in waiters:
-            if not w.done(): w.set_result(None)
+            if callable(w): w()
+            elif not w.done(): w.set_result(None)
     for loop, waiters in loops.items():
         try: loop.call_soon_threadsafe(wake, waiters)
         except RuntimeError: continue # its loop is closed: nobody waits there any more

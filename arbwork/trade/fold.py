@@ -25,7 +25,7 @@ from .reconcile import session_entries
 
 # %% ../../nbs/trade/04_fold.ipynb #8e3cca00
 ARRAYS = 'board', 'inventory', 'begin', 'trades', 'params_row', 'wishes_row', 'memory', 'marks', 'risk'
-BORN   = frozenset(('start', 'universe', 'strategy', 'venues', 'assets', 'listings', 'specs', 'decide', 'rows', 'out', 'lone')) # from the first entry, or scratch
+BORN   = frozenset(('start', 'universe', 'strategy', 'venues', 'assets', 'listings', 'specs', 'decide', 'rows', 'out', 'lone', 'cells')) # from the first entry, or scratch
 OWN    = frozenset(('ledger', 'params', 'all_trades', 'open', 'orders', 'made'))
 ACCOUNTS = 'opening', 'wallet', 'fees', 'market', 'outside'
 Money  = dict[str, dict[str, Decimal]] # venue to asset to amount

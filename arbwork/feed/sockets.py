@@ -110,6 +110,12 @@ async def send(self:PicoSocket, raw:bytes, text:bool=True):
     self.transport.send(WSMsgType.TEXT if text else WSMsgType.BINARY, raw)
 
 @patch
+def put(self:PicoSocket, raw:bytes):
+    "`send` for a text that shall leave in this very call."
+    if self.ended.done(): self.ended.result()
+    self.transport.send(WSMsgType.TEXT, raw)
+
+@patch
 async def recv(self:PicoSocket, decode:bool=False)->bytes:
     while not self.queue:
         if self.ended.done(): await asyncio.shield(self.ended)

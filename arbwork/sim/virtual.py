@@ -106,7 +106,9 @@ class Line:
         self.lines, self.venue, self.s, self.name = lines, venue, s, name
         self.box, self.waiter, self.take, self.over, self.why, self.ended, self.gone = deque(), None, None, None, None, None, False
 
-    async def send(self, raw:bytes, text:bool=True):
+    async def send(self, raw:bytes, text:bool=True): self.put(raw)
+
+    def put(self, raw:bytes):
         if self.ended or self.gone: raise self.ended or websockets.ConnectionClosedError(None, None, None)
         self.lines.note(self.name, b'>', raw)
         self.lines.loop.call_later(self.lines.latency_s, self.reach, bytes(raw)) # in order: each takes as long

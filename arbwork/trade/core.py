@@ -241,7 +241,7 @@ class TradeState:
         self.id, self.row, self.intents, self.orders, self.state, self.opened_ns = id, row, intents, [], WORKING, now_ns
         self.slots, self.sides, self.wanted = (np.ascontiguousarray(intents[name]) for name in ('slot', 'side', 'qty'))
         self.act_ns, self.deadline_ns, self.retry_ns, self.fetch_ns, self.fetching, self.attempts, self.told, self.why = (now_ns + deadline_ns)//2, deadline_ns, 0, 0, set(), 0, False, ''
-        self.rests, self.leaving, self.want_px, self.want_qty, self.quotes = bool((intents['kind'] == REST).any()), False, 0., 0., 0 # want: the order that is to rest next
+        self.rests, self.leaving, self.want_px, self.want_qty, self.quotes = REST in intents['kind'].tolist(), False, 0., 0., 0 # want: the order that is to rest next
         if self.rests: self.state, self.act_ns, self.deadline_ns = QUOTING, NEVER, NEVER
 
     @property
@@ -302,6 +302,7 @@ class Core:
         self.mismatches:list[Difference] = []
         self.limits, self.blocked, self.troubles, self.refused, self.sent_at = start.limits, {}, {}, {}, {}
         self.recall:dict[int, Recall] = {} # slot to when its fills are asked for because something was taken back there
+        self.cells = [(int(s['venue']), int(s['base']), int(s['quote']), float(s['taker_bps'])) for s in self.specs] # of each slot, quicker to be had
         self._inventory()
         self.begin = self.inventory.copy()
         self.decide = self.strategy.bound(self.rows, self.board, self.specs, self.begin, self.inventory, self.trades, self.params_row, self.wishes_row,
@@ -324,16 +325,16 @@ def _carry(self:Core):
 @patch
 def _inventory(self:Core):
     "Wallets as floats, less what live orders hold back: what the kernel may spend."
-    for v, venue in enumerate(self.venues):
-        for a, asset in enumerate(self.assets): self.inventory[v, a] = float(self.ledger.balance(venue, asset)), 0.
+    held = [[[float(self.ledger.balance(venue, asset)), 0.] for asset in self.assets] for venue in self.venues]
     for t in self.open.values():
         for o in t.orders:
             left = float(o.remaining())
             if left <= 0: continue
-            s = self.specs[o.place.slot]
-            asset, amount = (s['base'], left) if o.side == SELL else (s['quote'], left*float(o.place.order.px)*(1 + max(0., float(s['taker_bps']))*self.params.fee_mult/1e4))
-            self.inventory[s['venue'], asset, 0] -= amount
-            self.inventory[s['venue'], asset, 1] += amount
+            venue, base, quote, bps = self.cells[o.place.slot]
+            asset, amount = (base, left) if o.side == SELL else (quote, left*float(o.place.order.px)*(1 + max(0., bps)*self.params.fee_mult/1e4))
+            held[venue][asset][0] -= amount
+            held[venue][asset][1] += amount
+    self.inventory[:] = held
 
 # %% ../../nbs/trade/02_core.ipynb #a918742d
 @patch
@@ -396,9 +397,10 @@ def _watch(self:Core, now_ns:int):
 def _begin(self:Core, now_ns:int, intents:np.ndarray):
     "Turn intents into a trade with one order a leg."
     self.trade_count += 1
-    t = TradeState(self.trade_count, int(np.flatnonzero(self.trades['id'] == 0)[0]), intents, now_ns, now_ns + self._deadline())
+    t = TradeState(self.trade_count, self.trades['id'].tolist().index(0), intents, now_ns, now_ns + self._deadline())
+    wants = [dict(zip(INTENT_ROW.names, x)) for x in intents.tolist()]
     self.made.append(Decision(t.id, intents.tobytes()))
-    places = [self._order(t, leg, 0, int(x['slot']), int(x['side']), float(x['qty']), float(x['limit_px']), 'open', TIFS[int(x['tif'])]) for leg, x in enumerate(intents)]
+    places = [self._order(t, leg, 0, x['slot'], x['side'], x['qty'], x['limit_px'], 'open', TIFS[x['tif']]) for leg, x in enumerate(wants)]
     refused = [r for _, r in places if r]
     if refused: return self.made.append(Alert('refused', f'trade {t.id}: {refused[0]}'))
     x, legs = self.trades[t.row], len(intents)
@@ -406,8 +408,8 @@ def _begin(self:Core, now_ns:int, intents:np.ndarray):
     x['slot'][:legs], x['side'][:legs], x['qty'][:legs], x['px'][:legs] = t.slots, t.sides, t.wanted, intents['ref_px']
     self.all_trades[t.id] = self.open[t.id] = t
     if t.rests: x['resting'], t.quotes = RESTING, 1
-    for (place, _), x in zip(places, intents):
-        if x['kind'] != HEDGE: self._place(t, place, float(x['ref_px']), now_ns)
+    for (place, _), x in zip(places, wants):
+        if x['kind'] != HEDGE: self._place(t, place, x['ref_px'], now_ns)
     self._inventory() # there is no news yet, only money that is held back
 
 @patch

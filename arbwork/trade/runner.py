@@ -11,6 +11,7 @@ __all__ = ['encode', 'POLL_S', 'STATUS_S', 'TIMER_S', 'RECONCILE_S', 'STALL_S', 
 
 # %% ../../nbs/trade/05_runner.ipynb #6570beee
 import asyncio
+from collections import deque
 from decimal import Decimal
 
 import msgspec
@@ -23,9 +24,9 @@ from ..feed.events import Balance, Fill, OrderUpdate, Trade
 from ..market import ArbworkError, ConfigError, DataError, VenueError
 from ..store.tables import trade_rows
 from . import workers
-from .core import MADE, STEP, Ack, Balances, Command, Core, Fetched, Health, Restart, Silence, Stop, Timer, TradeReport
+from .core import MADE, STEP, Ack, Balances, Command, Core, Fetched, Health, Restart, Sent, Silence, Stop, Timer, TradeReport
 from .ledger import Difference, differences
-from .order import GUARD_LEG, Alert, Ask, Cancel, Fetch, Place, parse_client_id
+from .order import GUARD_LEG, INTENT, Alert, Ask, Cancel, Fetch, Place, parse_client_id
 from .fold import Folder, resume
 from .reconcile import compare, holdings, known, orphans, sessions, sessions_of, unfinished
 from .workers import tagged
@@ -49,7 +50,7 @@ class Runner:
     ):
         self.core, self.journal, self.links, self.clock, self.wall, self.log = core, journal, links, clock, wall, log or Quiet()
         self.session, self.stream = core.start.session, f'session/{core.start.session}'
-        self.tasks, self.failure, self.closed, self.why = set(), None, False, ''
+        self.tasks, self.failure, self.closed, self.why, self._left = set(), None, False, '', deque()
         self._step, self._heard = np.zeros(1, STEP), self._last_control()
         self.reports:list[TradeReport] = []
         self.waking, self._ticked_ns, self._held, self._wallet = False, 0, [], None
@@ -92,6 +93,7 @@ def give(self:Runner, kind:str, body):
 
 @patch
 def _pass(self:Runner, kind:str, body):
+    if self._left and kind != 'sent': self._say_left()
     if self.closed: return
     try:
         now_ns = self.clock.now_ns()
@@ -135,13 +137,40 @@ def do(self:Runner, actions:list, now_ns:int):
     tickets = [self.journal.append(self.stream, kind, encode(a), ts_ns=now_ns, durable=type(a) is Place, later=urgent) if kind else None for a, kind in made]
     if urgent: self.journal.at_once()
     for a, ticket in zip(actions, tickets):
-        if type(a) is Place: self._start(workers.send(a, self.links[a.venue], ticket, self.state, self.give), 'silence', Silence(a.order.client_id, 'place', 'other'))
+        if type(a) is Place: self._send(a, self.links[a.venue], ticket)
         elif type(a) is Ask: self._start(workers.ask(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'ask', 'other'))
         elif type(a) is Cancel: self._start(workers.cancel(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'cancel', 'other'))
         elif type(a) is Fetch: self._start(workers.fetch(a, self.links[a.venue], self.session, self.give), 'fetched', Fetched(a.venue, False))
         elif type(a) is Alert: getattr(self.log, a.level)(a.name, detail=a.detail, session=self.session)
         elif type(a) is Ack: self._ack(a)
         elif type(a) is TradeReport: self._report(a)
+
+@patch
+def _send(self:Runner, a:Place, link, ticket):
+    "Have an order leave as soon as its intent is safe."
+    if not (hasattr(link, 'depart') and hasattr(ticket, 'then')):
+        return self._start(workers.send(a, link, ticket, self.state, self.give), 'silence', Silence(a.order.client_id, 'place', 'other'))
+    workers.prepare(a.order, link, ticket)
+    ticket.then(lambda: self._depart(a, link, ticket))
+
+@patch
+def _depart(self:Runner, a:Place, link, ticket):
+    "Its intent is safe: the bytes leave, and only then is anything else done about it."
+    try:
+        name = a.order.client_id
+        if ticket.error: raise DataError(ticket.error)
+        if self.closed or self.state(name) != INTENT: return
+        if not link.live: return self._start(workers.send(a, link, ticket, self.state, self.give), 'silence', Silence(name, 'place', 'other'))
+        word = workers.depart(a, link)
+        self._left.append(name)
+        if len(self._left) == 1: asyncio.get_running_loop().call_soon(self._say_left)
+        self._start(workers.hear(a, word, self.state, self.give), 'silence', Silence(name, 'place', 'other'))
+    except Exception as e: self.fail(e)
+
+@patch
+def _say_left(self:Runner):
+    "Say of each order that has left that it has; nothing is heard before that."
+    while self._left: self._pass('sent', Sent(self._left.popleft()))
 
 @patch
 def state(self:Runner, name:str)->str:

@@ -70,6 +70,7 @@ class Days(World):
     def __init__(self, days: float):
         market = stress(seed=8, hours=24*days + .1, step_s=STEP_S, venues=('binance', 'bybit'), calibration=MARKET)
         super().__init__(8, kills=0, session_s=days*86_400, scenario=market, wants=WISHES)
+        self.disk = None  # its journal in files: days of it are no memory of the bot
         self.sizes, self.took, self.worked = [], [], time.process_time()
         self.loop.call_later(60., self.look)
 

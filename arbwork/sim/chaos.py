@@ -130,7 +130,7 @@ class World:
         self.opening = {n: {b.asset: b.free + b.held for b in v.engine.balances()} for n, v in self.venues.items()}
         for v in self.venues.values(): v.engine.fills, v.engine.orders = Booked(self.clock), Entered(v.engine, self.clock)
         self.lines = Lines(self.venues, self.loop, self.clock, trace=trace)
-        self.disk = Disk()
+        self.disk = Disk() # or None: a file in `folder`
         self.folder = Path(tempfile.mkdtemp(prefix='arbwork-chaos-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None))
         self.end_ns, self.calm, self.faults, self.kind_count = self.clock.now_ns() + round(session_s*NS), False, 0, Counter()
         self.deaths, self.written, self.settled = self.plan(kills), 0, 0
@@ -407,7 +407,7 @@ def schedule(
         return v
     finally:
         w.loop.close()
-        w.disk.close()
+        if w.disk: w.disk.close()
         shutil.rmtree(w.folder, ignore_errors=True)
 
 def total(verdicts:list[Verdict])->dict:

@@ -1431,6 +1431,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arbwork.feed.wire.MarketFeed.frame': ('feed/wire.html#marketfeed.frame', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.MarketFeed.run': ('feed/wire.html#marketfeed.run', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.MarketFeed.stats': ('feed/wire.html#marketfeed.stats', 'arbwork/feed/wire.py'),
+                                   'arbwork.feed.wire.Tape': ('feed/wire.html#tape', 'arbwork/feed/wire.py'),
+                                   'arbwork.feed.wire.Tape.more': ('feed/wire.html#tape.more', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink': ('feed/wire.html#tradelink', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink.__init__': ('feed/wire.html#tradelink.__init__', 'arbwork/feed/wire.py'),
                                    'arbwork.feed.wire.TradeLink._answered': ('feed/wire.html#tradelink._answered', 'arbwork/feed/wire.py'),

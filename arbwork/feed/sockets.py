@@ -242,35 +242,39 @@ async def attend(
     count=None,  # () -> frames taken so far, where `take` counts them itself
 ):
     "Read a socket until it ends; raises what ended it, `Silent` or `Renewal` among others."
-    loop, heard, why, over = asyncio.get_running_loop(), [0], [], []
+    loop, heard, why, over, due = asyncio.get_running_loop(), [0], [], [], {} # due: the next look, or the question that is being asked
     idle_s, patience_s = (silence_s/2,)*2 if silence_s else (codec.idle_s, codec.patience_s)
+    ear = Ear(idle_s, patience_s, codec.heartbeat_s, loop.time())
     def taken(raw):
         heard[0] += 1
         take(raw)
-    async def listen():
-        ear = Ear(idle_s, patience_s, codec.heartbeat_s, loop.time())
-        while True:
-            await asyncio.sleep(ear.step_s)
-            what = ear.look(heard[0] + (count() if count else 0), loop.time())
-            if what == 'dead': return
-            if not what: continue
-            try:
-                async with asyncio.timeout(patience_s): await ask_socket(ws, codec, heard)
-            except websockets.ConnectionClosed: return await asyncio.Event().wait() # whoever reads will hear of it
-            except TimeoutError: return
+    def look():
+        what = ear.look(heard[0] + (count() if count else 0), loop.time())
+        if what == 'dead': end()
+        elif what: due['question'] = asyncio.ensure_future(ask())
+        else: later()
+    def later():
+        if not over: due['look'] = loop.call_later(ear.step_s, look)
+    async def ask():
+        try:
+            async with asyncio.timeout(patience_s): await ask_socket(ws, codec, heard)
+        except websockets.ConnectionClosed: return # whoever reads will hear of it
+        except Exception: return end()
+        later()
     try:
         async with asyncio.timeout(None) as limit:
-            def end(future):
-                if future.cancelled() or over: return
-                why.append(future.result() if future is renew else '')
+            def end(reason=''):
+                if over: return
+                why.append(reason)
                 limit.reschedule(loop.time())
-            listening = asyncio.create_task(listen())
-            for x in filter(None, (listening, renew)): x.add_done_callback(end)
+            def renewed(future): None if future.cancelled() else end(future.result())
+            later()
+            if renew is not None: renew.add_done_callback(renewed)
             try: await read_from(ws, take if count else taken)
             finally:
                 over.append(True)
-                listening.cancel()
-                if renew is not None: renew.remove_done_callback(end)
+                for x in due.values(): x.cancel()
+                if renew is not None: renew.remove_done_callback(renewed)
     except TimeoutError as e:
         if not why: raise
         raise (Renewal(why[0]) if why[0] else Silent(f'nothing heard for {idle_s:g} s, nor an answer within {patience_s:g} s')) from e

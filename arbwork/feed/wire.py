@@ -7,7 +7,7 @@ places orders, hears the account's events, and answers questions by REST. Clock,
 
 # %% auto #0
 __all__ = ['CODECS', 'SETTLE_S', 'FINAL', 'DRAFT_NS', 'Addresses', 'fetch_time_ns', 'fetch_listings', 'backoff_s', 'Unreadable',
-           'Deaf', 'MarketFeed', 'opinion', 'difference', 'renewal', 'Channel', 'TradeLink']
+           'Deaf', 'MarketFeed', 'opinion', 'difference', 'Tape', 'renewal', 'Channel', 'TradeLink']
 
 # %% ../../nbs/feed/06_wire.ipynb #53a6223a
 import asyncio
@@ -338,12 +338,20 @@ def difference(
     return ''
 
 # %% ../../nbs/feed/06_wire.ipynb #74ef10ca
+class Tape(list):
+    "Updates of one book while it is compared."
+    news = None # a future, where somebody waits for more
+    async def more(self):
+        self.news = asyncio.get_running_loop().create_future()
+        await self.news
+
 @patch
 def _record(self:MarketFeed, u:BookUpdate):
     tape = self._tapes.get(u.instrument)
     if tape is None: return
     if u.snapshot: self._tapes.pop(u.instrument) # a book that was exchanged has no history
     else: tape.append(u)
+    if tape.news is not None and not tape.news.done(): tape.news.set_result(None)
 
 @patch
 def _at(self:MarketFeed, x)->int: # of a book or an update
@@ -354,12 +362,13 @@ def _at(self:MarketFeed, x)->int: # of a book or an update
 async def _differs(self:MarketFeed, book:Book)->str: # '' where they agree or nothing can be said
     "Compare a book with REST."
     name, codec = book.instrument, self.codec
-    tape, begun = self._tapes.setdefault(name, []), self._at(book)
+    tape, begun = self._tapes.setdefault(name, Tape()), self._at(book)
     try:
         u = await self.rest(codec.check_request(name), lambda status, body: codec.check_reply(name, status, body))
-        for _ in range(int(SETTLE_S/0.01)):
-            if book.state != VALID or self._at(book) >= self._at(u): break
-            await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                while book.state == VALID and self._at(book) < self._at(u) and self._tapes.get(name) is tape: await tape.more()
+        except TimeoutError: pass
         if self._at(u) < begun or book.state != VALID or self._tapes.get(name) is not tape:
             self._counts['unaligned'] += 1
             return ''

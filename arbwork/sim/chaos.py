@@ -214,7 +214,7 @@ async def live(w:World)->None:
         found = {v: await holdings(x) for v, x in links.items()}
         start = SessionStart(fresh_id(journal, 'c'), 'sim', w.strategy, w.wants, universe, opening(found, unexplained), now_ns, w.seed, state=state, pnl_day=pnl_day)
         runner = box[0] = Runner(Core(start), journal, links, w.clock, w.clock, w)
-        runner.poll_s = STATUS_S # nobody commands here, and its deadlines have an alarm
+        runner.poll_s = 2*STATUS_S # nobody commands here, and its deadlines have an alarm; who stands still for longer is noticed
         runner.begin({d.venue: found[d.venue] for d in unexplained})
         for slot, name in enumerate(w.venues):
             feed = MarketFeed(CODECS[name](None, None), w.lines.address(name), {NAME: universe.slot(name, NAME)}, w.clock, runner.on_row, rng=random.Random(f'{w.seed}/{name}/feed'),

@@ -1103,14 +1103,13 @@ def status(self:Core,
 @patch
 def edges(self:Core)->dict[str, float|None]: # 'buy>sell BASE-QUOTE' to bps of the buy notional
     "The net edge at the touch of every pair in both directions; None where a book is not valid."
-    out = {}
+    out, states, bids, asks = {}, self.board['state'].tolist(), self.board['bid_px'][:, 0].tolist(), self.board['ask_px'][:, 0].tolist()
+    fees = [x*self.params.fee_mult for x in self.specs['taker_bps'].tolist()]
     for i, x in enumerate(self.listings):
         for j, y in enumerate(self.listings):
             if i == j or x.instrument != y.instrument: continue
-            buy, sell = self.board[i], self.board[j]
-            valid = buy['state'] == VALID and sell['state'] == VALID and buy['ask_px'][0] > 0
-            fees = [float(self.specs[k]['taker_bps'])*self.params.fee_mult for k in (i, j)]
-            out[f'{x.venue}>{y.venue} {x.instrument}'] = float(net_edge_bps(sell['bid_px'][0], buy['ask_px'][0], *fees)) if valid else None
+            valid = states[i] == VALID and states[j] == VALID and asks[i] > 0
+            out[f'{x.venue}>{y.venue} {x.instrument}'] = float(net_edge_bps(bids[j], asks[i], fees[i], fees[j])) if valid else None
     return out
 
 # %% ../../nbs/trade/02_core.ipynb #c1ff6bcd

@@ -2737,6 +2737,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arbwork.sim.chaos.World.__getattr__': ('sim/chaos.html#world.__getattr__', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.World.__init__': ('sim/chaos.html#world.__init__', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.World.calm_down': ('sim/chaos.html#world.calm_down', 'arbwork/sim/chaos.py'),
+                                   'arbwork.sim.chaos.World.close': ('sim/chaos.html#world.close', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.World.haunt': ('sim/chaos.html#world.haunt', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.World.loop_dead': ('sim/chaos.html#world.loop_dead', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.World.plan': ('sim/chaos.html#world.plan', 'arbwork/sim/chaos.py'),

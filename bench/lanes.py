@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import board, disk, feed, live, peers, soak, start, store, study
+from bench import board, chaos, disk, feed, live, peers, soak, start, store, study
 from bench.sample import rows
 
 
@@ -57,4 +57,4 @@ def backtest():
 
 BENCHES = {'journal': journal, 'backtest': backtest,
            'quote': feed.quote, 'depth': feed.depth, 'quote_wire': feed.quote_wire, 'depth_wire': feed.depth_wire, 'burst': feed.burst,
-           'board': board.board, **store.BENCHES, **disk.BENCHES, **peers.BENCHES, **study.BENCHES, **live.BENCHES, **start.BENCHES, **soak.BENCHES}
+           'board': board.board, **store.BENCHES, **disk.BENCHES, **peers.BENCHES, **study.BENCHES, **live.BENCHES, **start.BENCHES, **soak.BENCHES, **chaos.BENCHES}

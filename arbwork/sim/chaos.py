@@ -169,6 +169,12 @@ class World:
         v.held_up.clear()
         self.lines.flush(v)
 
+    def close(self):
+        "Nothing of it is left."
+        self.loop.close()
+        if self.disk: self.disk.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     # the log of the process
     def __getattr__(self, level):
         if level not in ('info', 'warning', 'error'): raise AttributeError(level)
@@ -405,10 +411,7 @@ def schedule(
         v = judge(w)
         if not isinstance(kills, int|None): v.deaths = ','.join(f'{how}@{k}' for how, k in kills)
         return v
-    finally:
-        w.loop.close()
-        if w.disk: w.disk.close()
-        shutil.rmtree(w.folder, ignore_errors=True)
+    finally: w.close()
 
 def total(verdicts:list[Verdict])->dict:
     "What many schedules came to, under the names that every report uses."

@@ -2716,6 +2716,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'arbwork.sim.chaos.Entered.__init__': ('sim/chaos.html#entered.__init__', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.Entered.__setitem__': ('sim/chaos.html#entered.__setitem__', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.Entered.ended': ('sim/chaos.html#entered.ended', 'arbwork/sim/chaos.py'),
+                                   'arbwork.sim.chaos.Entered.rested': ('sim/chaos.html#entered.rested', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.LoopJournal': ('sim/chaos.html#loopjournal', 'arbwork/sim/chaos.py'),
                                    'arbwork.sim.chaos.LoopJournal.__init__': ( 'sim/chaos.html#loopjournal.__init__',
                                                                                'arbwork/sim/chaos.py'),

@@ -117,6 +117,10 @@ class Entered(dict):
         self.clock, self.came, self.went, self.end, engine.end = clock, {}, {}, engine.end, self.ended
     def __setitem__(self, name, o): super().__setitem__(name, o); self.came[name] = self.clock.now_ns()
     def ended(self, o, *what, **more): self.went[o.venue_id] = self.clock.now_ns(); return self.end(o, *what, **more)
+    def rested(self, o)->tuple[int, int]:
+        "From when to when; one that was refused as it came never did."
+        came = self.came[o.venue_id]
+        return came, self.went.get(o.venue_id, self.clock.now_ns() if o.open else came)
 
 class World:
     "Venues, what will go wrong, and where the process will die."
@@ -366,7 +370,7 @@ def judge_orders(w:World, v:Verdict, intents:set):
             legs[session, trade, leg, attempt] += 1
             if ours(name, o.client_id) not in intents: v.wrong.append(f'orphan: {name} {o.client_id} has no intent in the journal')
             if o.filled > o.qty: v.wrong.append(f'overfilled: {name} {o.client_id}')
-            if o.tif == 'POST_ONLY': quotes.setdefault((session, trade), []).append((x.engine.orders.came[o.venue_id], x.engine.orders.went.get(o.venue_id, w.clock.now_ns()), o.client_id))
+            if o.tif == 'POST_ONLY': quotes.setdefault((session, trade), []).append((*x.engine.orders.rested(o), o.client_id))
             elif leg < 2 and attempt: legs[session, trade, leg, 0] += 1
             if o.open: v.wrong.append(f'left: {name} {o.client_id} still rests')
             v.doubled_orders += ours(name, o.client_id) not in intents or o.filled > o.qty

@@ -453,10 +453,10 @@ async def leave(self:Runner, loops:list):
 
 # %% ../../nbs/trade/05_runner.ipynb #43adf9aa
 @patch
-def pending(self:Runner)->bool:
+def pending(self:Runner, late:bool=True)->bool: # late: and what was taken back is still to be asked about
     "Whether anything is still to come: a trade that is open, a worker at work, a question about what was taken back."
     asks = (getattr(self.links[self.core.listings[slot].venue], 'reached', True) for slot in self.core.recall)
-    return bool(self.core.open or self.tasks) or any(asks)
+    return bool(self.core.open or self.tasks) or late and any(asks)
 
 # %% ../../nbs/trade/05_runner.ipynb #aeae27c9
 @patch
@@ -471,7 +471,7 @@ async def end(self:Runner)->Stop:
     except workers.NO_WORD as e:
         self.log.error('reconcile_failed', error=str(e), session=self.session)
         self.unheard = str(e)
-    if agree or even: await self.settled(patience_s)
+    if agree or even and self.core.open: await self.settled(patience_s, late=False)
     return self.finish(agree)
 
 # %% ../../nbs/trade/05_runner.ipynb #9cb5bc26
@@ -488,11 +488,11 @@ def finish(self:Runner, agree:bool)->Stop:
     return word
 
 @patch
-async def settled(self:Runner, seconds:float)->bool: # whether nothing is open any more
+async def settled(self:Runner, seconds:float, late:bool=True)->bool: # whether nothing is open any more
     "Wait until no trade is open and no worker at work."
     try:
         async with asyncio.timeout(seconds):
-            while self.pending() and not self.failure:
+            while self.pending(late) and not self.failure:
                 self.news.clear()
                 await self.news.wait()
     except TimeoutError: pass

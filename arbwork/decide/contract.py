@@ -102,8 +102,12 @@ def params_array(
 )->np.ndarray: # (n,) of `params_dtype`, one row each
     "Parameters as rows a kernel can read; `single_leg` becomes its index."
     rows = np.zeros(len(params), params_dtype(kind or (type(params[0]) if params else Params)))
+    names = rows.dtype.names
     for k, p in enumerate(params):
-        rows[k] = tuple(SINGLE_LEG.index(p.single_leg) if name == 'single_leg' else getattr(p, name) for name in rows.dtype.names)
+        first = p.__struct_fields__[:len(names)] == names # so is a kind beside those that add to it
+        values = list(msgspec.structs.astuple(p)[:len(names)] if first else [getattr(p, name) for name in names])
+        values[names.index('single_leg')] = SINGLE_LEG.index(p.single_leg)
+        rows[k] = tuple(values)
     return rows
 
 # %% ../../nbs/decide/00_contract.ipynb #003f1735

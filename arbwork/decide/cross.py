@@ -14,7 +14,7 @@ import numpy as np
 from .contract import (R_COOLDOWN, R_CURRENCY, R_DEPTH, R_FEE, R_INVALID, R_INVENTORY, R_LIMIT, R_MIN_EDGE, R_MIN_PROFIT, R_NONE, R_RATE, R_STALE,
                                      TAKE)
 from .edge import ceil_to, common_lot, cross_size, floor_to, jit, net_edge_bps, walk
-from .step import commit, enough, kernel_hash, last_trade_ns, pair_key, rebind, step as step_template, tokens
+from .step import commit, enough, kernel_hash, last_trade_ns, pair_key, rebind, step as step_template, tokens, within
 from ..feed.events import EMPTY, VALID
 from ..market import BUY, SELL
 
@@ -148,5 +148,5 @@ def decide(
     return n if n else -furthest
 
 # %% ../../nbs/decide/04_cross.ipynb #198ccb9a
-step = rebind(step_template, 'cross', decide=decide)
+step = rebind(step_template, 'cross', decide=within(decide, propose=within(propose, size=within(size))))
 KERNELS, STEPS = {'cross': decide}, {'cross': step}

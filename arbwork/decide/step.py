@@ -8,7 +8,7 @@ call it and nothing else."""
 
 # %% auto #0
 __all__ = ['M_TOKENS', 'M_REFILLED_NS', 'M_PAIRS', 'WISHES', 'ARRAYS', 'tokens', 'pair_key', 'trade_key', 'last_trade_ns',
-           'commit', 'decide', 'step', 'rebind', 'enter', 'bound', 'enough', 'mend', 'kernel_hash']
+           'commit', 'decide', 'step', 'rebind', 'within', 'enter', 'bound', 'enough', 'mend', 'kernel_hash']
 
 # %% ../../nbs/decide/03_step.ipynb #9867dedb
 import hashlib
@@ -24,7 +24,7 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
 
 from .contract import CANCEL, INTENT, MAX_INTENTS, MEMORY, OPEN_TRADE, PARAMS, PROCEED, REVERSE, SPEC, TAKE, params_dtype
-from .edge import ceil_to, floor_to, jit
+from .edge import ceil_to, floor_to, jit, options
 from .risk import RISK, check, mark, withdrawals
 from ..feed.events import BOOK
 from ..market import BUY, ConfigError
@@ -158,6 +158,15 @@ def rebind(
     if not tag: return njit(made) # what it calls may be a person's own and make arrays
     made.__qualname__ = f'{py.__qualname__}_{tag}'
     return jit(made)
+
+def within(
+    fn,      # a jitted function
+    **names, # globals it should see instead
+): # a jitted function of the same source
+    "The same code, compiled into whatever calls it."
+    py = fn.py_func
+    made = types.FunctionType(py.__code__, {**py.__globals__, **names}, py.__name__, py.__defaults__, py.__closure__)
+    return njit(inline='always', **options(made))(made)
 
 # %% ../../nbs/decide/03_step.ipynb #2a94d67a
 WISHES = PARAMS

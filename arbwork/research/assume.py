@@ -11,8 +11,9 @@ __all__ = ['DRAWS', 'IN_OTHER', 'FEE_IN', 'QUEUES', 'CHARGE', 'Data', 'sorted_pr
            'charges', 'first_fees']
 
 # %% ../../nbs/research/00_assume.ipynb #4bb9757d
+from collections import namedtuple
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -145,6 +146,18 @@ def charges(
     universe:Universe,
 )->tuple[np.ndarray, np.ndarray, dict]: # (venues,) of CHARGE, (venues, steps, 3) of tiers, asset to stated price
     "Costs as a kernel reads them."
+    alike = costs.fee_in, costs.reject, costs.orders_per_s, costs.volume
+    if costs.tiers or not all(isinstance(x, (str, int, float)) for x in alike): return _charges(costs, universe)
+    rows, tiers = _alike(tuple(universe.venues), *alike)
+    return rows.copy(), tiers.copy(), {}
+
+@lru_cache(64)
+def _alike(venues, fee_in, reject, orders_per_s, volume): # the same at every venue, as in a sweep where a thousand sets ask for it
+    return _charges(Costs(fee_in=fee_in, reject=reject, orders_per_s=orders_per_s, volume=volume), _Venues(venues, []))[:2]
+
+_Venues = namedtuple('_Venues', 'venues assets')
+
+def _charges(costs, universe):
     venues, assets = universe.venues, universe.assets
     unknown = sorted(set(costs.tiers) - set(venues))
     if unknown: raise ConfigError(f'costs tiers: found {unknown[0]}, wanted some of {", ".join(venues)}')
@@ -169,5 +182,6 @@ def first_fees(
     universe:Universe,
 )->dict[str, tuple[float, float]]: # venue with tiers to maker bps, taker bps
     "The step that the volume of the thirty days before has earned."
+    if not costs.tiers: return {}
     volume = dict(zip(universe.venues, costs.by_venue('volume', universe.venues, 0, np.inf)))
     return {v: [x[1:] for x in steps if x[0] <= volume[v]][-1] for v, steps in costs.tiers.items()}

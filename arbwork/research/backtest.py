@@ -9,8 +9,9 @@ it wait in line there, and deals with trades that are not whole as live does. Wh
 # %% auto #0
 __all__ = ['ORDER', 'NOTE', 'WORK', 'FILL', 'EQUITY', 'World', 'Bounds', 'C_ORDERS', 'C_WAITS', 'C_FILLS', 'C_CLOSED', 'C_ID',
            'C_DRAWS', 'C_FULL', 'C_RESTS', 'C_NOTES', 'C_QUOTED', 'C_UNFILLED', 'C_HIGH', 'C_PRICED', 'ORDERS', 'NOTES',
-           'END_NS', 'BLOCK', 'Look', 'Touches', 'BLANK', 'RUNS', 'Tape', 'touches', 'prepare', 'look_at', 'no_look',
-           'Result', 'inventory_of', 'make_world', 'run_of', 'backtest', 'portfolio_columns', 'order_records', 'peeks']
+           'END_NS', 'BLOCK', 'Look', 'step', 'Touches', 'BLANK', 'RUNS', 'Tape', 'touches', 'prepare', 'look_at',
+           'no_look', 'Result', 'inventory_of', 'make_world', 'run_of', 'backtest', 'portfolio_columns',
+           'order_records', 'peeks']
 
 # %% ../../nbs/research/00_backtest.ipynb #6a97702d
 from collections import namedtuple
@@ -22,12 +23,12 @@ import numpy as np
 from ..clock import NS, utc
 from ..decide.contract import (FOK, HEDGE, INTENT, IOC, LEAVING, MAX_INTENTS, MAX_LEGS, MAX_TRADES, NOT_RESTING, OPEN_TRADE, POST_ONLY, PROCEED, R_FEE, R_INVALID, R_LIMIT, R_MIN_EDGE, R_NONE, R_QUOTE, REASONS,
                                      REPLACE, REST, RESTING, TAKE, Params, Universe, params_array)
-from ..decide.cross import step
+from ..decide.cross import step as cross_step
 from ..decide.edge import floor_to, inner, jit, net_edge_bps
 from ..decide.fill import (CONSUMED, IN_QUOTE, IN_RECEIVED, beyond, book, hold, queue_print, queue_row, reach, refresh, shown_at, take, unhold, view)
 from ..decide.limits import CODES, STAKE, carries_limits, limits_array, limits_of, passed, with_limits
 from ..decide.risk import ACTIVE, mark, new_risk
-from ..decide.step import commit, enough, mend, rebind
+from ..decide.step import commit, enough, mend, rebind, within
 from ..decide.strategies import Strategy, plain_memory, strategy_of
 from ..feed.events import BOOK, EMPTY, LEVELS, VALID
 from ..market import BUY, SELL, ConfigError, DataError
@@ -604,6 +605,8 @@ def _bucket(w, b, ends_ns, equity, marks, stock): # close bucket b, where all is
         for v in range(w.inventory.shape[0]): stock[b, v, a] = w.inventory[v, a, 0] + w.inventory[v, a, 1]
     return b + 1
 
+step = within(cross_step)
+
 @jit
 def _run(
     w,         # the world
@@ -881,7 +884,7 @@ def make_world(tape, strategy, universe, params, inventory, ways, costs, prints,
                  np.zeros(slots, np.int64), np.zeros(NOTES, NOTE), np.zeros(1, BOOK), tape.rows if shown is None else shown,
                  _bounds(limits, len(universe.venues), len(assets)))
 
-RUNS = {id(step): _run}
+RUNS = {id(cross_step): _run}
 
 def run_of(strategy): # the jitted loop of a strategy
     s = strategy_of(strategy)
@@ -939,7 +942,7 @@ def backtest(
     if lean_bps is not None: tape = _leaning(tape, lean_bps)
     asked, limits = carries_limits(params), limits_of(params, limits)
     params, ways, n = strategy.wishes(params), _ways(universe, latency, latency_ns, jitter, seed), len(tape.rows)
-    knows, least_bps = run is _run and not costs.tiers and shown is None and (skip or ready is not None), params.min_edge_bps - float(np.ptp(tape.specs['lean_bps']))
+    knows, least_bps = run is _run and not costs.tiers and shown is None and (skip or ready is not None), params.min_edge_bps - float(tape.specs['lean_bps'].max() - tape.specs['lean_bps'].min())
     if not knows: look = no_look(tape)
     elif ready is not None and ready.fee_mult == params.fee_mult and ready.floor_bps <= least_bps: look = ready
     else: look = look_at(tape, params.fee_mult, least_bps)
@@ -957,7 +960,7 @@ def backtest(
 def _result(strategy, params, w, equity, marks, stock, funnel, universe, rows, seed, about, limits): # what a finished world shows
     traded = int(w.count[C_ID] - w.count[C_UNFILLED])
     funnel[R_QUOTE] -= w.count[C_QUOTED] - w.count[C_UNFILLED]
-    refused = {v: {'by chance': int(c['rejected']), 'too many': int(c['limited']), 'would take': int(c['crossed'])} for v, c in zip(universe.venues, w.charge)}
+    refused = {v: {'by chance': c[0], 'too many': c[1], 'would take': c[2]} for v, c in zip(universe.venues, w.charge[['rejected', 'limited', 'crossed']].tolist())}
     return Result(params, w.closed[:w.count[C_CLOSED]].copy(), w.fills[:w.count[C_FILLS]].copy(), {**dict(zip(REASONS, funnel.tolist())), 'trade': traded}, equity,
                   marks, w.inventory, float(equity['pnl'][-1]), w.risk, rows, seed, stock, universe, refused, int(w.count[C_PRICED]), about, limits)
 

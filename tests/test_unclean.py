@@ -197,3 +197,10 @@ def test_an_order_that_is_refused_as_it_comes_never_rested():
     warm()
     v = chaos.schedule(509, ('binance', 'bybit', 'okx', 'kraken'), strategy='maker')
     assert v.good and v.trades, v.wrong
+
+
+def test_a_venue_that_hangs_does_not_keep_a_returning_process_from_the_others():
+    "Found by seed 3910: a leg stood alone at one venue for five seconds, because the other did not answer the first request of a process that came back."
+    warm()
+    v = chaos.schedule(3910)
+    assert v.good and v.kills and v.worst_seconds_to_flat < 5, v.wrong

@@ -165,7 +165,12 @@ def held():
                 took.append(time.perf_counter() - began)
                 time.sleep(every)
             return sorted(took)[int(0.999*(n - 1))]
+
+        def intent(i):  # what a trade does: in one transaction in this thread; the sync too, where the disk has been quick
+            journal.append('session', 'intent', body, ts_ns=0, durable=True, later=True)
+            journal.at_once()
         yield {'nothing': (lambda: worst(lambda i: None), 1), 'rows handed over': (lambda: worst(lambda i: journal.append_rows('market', 'rows', some[i], 0)), 1),
+               'durable entry, written in the loop': (lambda: worst(intent, 0.002), 1),
                'durable entry, handed over': (lambda: worst(lambda i: journal.append('session', 'intent', body, ts_ns=0, durable=True), 0.002), 1),
                'line of the log': (lambda: worst(lambda i: log.info('trade', id=i, state='DONE', pnl=0.1)), 1)}, 'ms p99.9', 1e3, 'nothing', 3
         journal.close()

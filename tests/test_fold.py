@@ -10,8 +10,8 @@ from arbwork.sim.chaos import schedule
 from arbwork.store.journal import open_journal
 from arbwork.trade import fold as folding
 from arbwork.trade import runner
-from arbwork.trade.core import OrderState, replay
-from arbwork.trade.fold import fold, foldable, resume
+from arbwork.trade.core import Core, OrderState, SessionStart, replay
+from arbwork.trade.fold import Fold, Folder, fold, foldable, resume, unfold
 from arbwork.trade.reconcile import session_entries
 
 
@@ -24,6 +24,7 @@ def compared(monkeypatch):
     "Fold as often as can be; at every recovery lay the core beside one that has lived through everything."
     monkeypatch.setattr(folding, 'FOLD_TRADES', 1)
     monkeypatch.setattr(folding, 'FOLD_ROWS', 10)
+    monkeypatch.setattr(folding, 'SLICE', 1)
     seen = []
     def both(journal, session, log=None):
         short, whole = resume(journal, session, log), replay(session_entries(journal, session))
@@ -77,4 +78,28 @@ def test_what_a_fold_does_not_know_is_not_folded(tmp_path, monkeypatch):
     del core.novelty
     monkeypatch.setattr(folding, 'OrderState', type('OrderState', (), {'__slots__': (*OrderState.__slots__, 'novelty')}))
     assert not foldable(core)
+    journal.close()
+
+
+def test_a_long_fold_is_written_in_slices_and_a_trade_that_changes_meanwhile_again(tmp_path, monkeypatch):
+    journal, name = a_folded_session(tmp_path, monkeypatch)
+    core = replay(session_entries(journal, name)).core
+    monkeypatch.setattr(folding, 'SLICE', 2)
+    folder, n = Folder(core), len(core.all_trades)
+    assert n > 4
+    folder.trades = folder.known = 0 # as if it had been there from the beginning
+    folder.fills = list(core.ledger.seen)
+    first, order = core.all_trades[1], next(iter(core.all_trades[1].orders))
+    for k in range(1, 100):
+        folder.step(journal, 'session/other', 0)
+        if folder.waiting: break
+        assert len(folder.written) <= 2*k
+        if k == 1:
+            assert 1 in folder.written
+            first.why = 'heard of again'
+            folder.heard('order', type('News', (), {'client_id': order.name})())
+    assert k >= n//2 and not folder.written and not folder.touched
+    start = journal.read(f'session/{name}', 0, 1)[0]
+    again = unfold(Core(msgspec.msgpack.decode(start.body, type=SessionStart)), [msgspec.msgpack.decode(folder.waiting[1], type=Fold)])
+    assert fold(again) == fold(core) and again.all_trades[1].why == 'heard of again'
     journal.close()

@@ -46,7 +46,8 @@ def test_notebooks_are_committed_clean(notebook):
         assert set(cell['metadata']) <= {'tags'}, f'{notebook.name}: cell metadata {set(cell["metadata"])}; run nbdev-clean'
 
 
-HEAVY = ('vectorbt', 'plotly', 'papermill', 'IPython', 'ipywidgets', 'matplotlib', 'nbformat', 'jupyter_client')
+HEAVY = ('vectorbt', 'plotly', 'papermill', 'IPython', 'ipywidgets', 'matplotlib', 'nbformat', 'jupyter_client', 'pandas', 'pyarrow', 'arcticdb', 'ccxt', 'optuna', 'distributed', 'fastapi',
+         'playwright')
 
 
 def test_the_bot_imports_nothing_heavy():

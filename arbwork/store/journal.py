@@ -9,8 +9,8 @@ last one it has dealt with. The store behind it is chosen by address: `sqlite://
 # %% auto #0
 __all__ = ['LEASE_S', 'PUT', 'ROWS', 'ACK', 'PRUNE', 'SYNC', 'MERGED_BYTES', 'LINGER_S', 'BATCH', 'WAITING', 'SCHEMA',
            'CHECKPOINT', 'COMMIT', 'ROOM', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'UNKEPT', 'AT_ONCE', 'QUICK_S',
-           'FIELDS', 'STREAMS', 'SCHEMES', 'SHAPES', 'Claim', 'steady_s', 'Lease', 'Entry', 'rows_of', 'Ticket',
-           'merged', 'Journal', 'QueuedJournal', 'SqliteJournal', 'without_secret', 'Server', 'server_at',
+           'HELD_S', 'CALM', 'FIELDS', 'STREAMS', 'SCHEMES', 'SHAPES', 'Claim', 'steady_s', 'Lease', 'Entry', 'rows_of',
+           'Ticket', 'merged', 'Journal', 'QueuedJournal', 'SqliteJournal', 'without_secret', 'Server', 'server_at',
            'open_journal']
 
 # %% ../../nbs/store/00_journal.ipynb #f2d00288
@@ -451,7 +451,7 @@ class SqliteJournal(QueuedJournal):
     ):
         self.path = Path(path).absolute()
         super().__init__(f'journal {self.path}')
-        self._written, self._log, self._sync_s = 0, None, deque(maxlen=8)
+        self._written, self._log, self._sync_s, self._calm = 0, None, deque(maxlen=8), 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db, self._reader = self._connect(0.), self._connect(BUSY_S)
@@ -625,6 +625,7 @@ def _use_the_time(items:list):
 
 # %% ../../nbs/store/00_journal.ipynb #f33298f4
 AT_ONCE, QUICK_S = 64, 0.0002 # entries; seconds a sync
+HELD_S, CALM = 0.001, 2_000   # a sync in the thread that calls must not take longer, or so many of the next are left to the writer
 
 @patch
 def at_once(self:SqliteJournal)->bool: # False where it is left to the writer
@@ -647,8 +648,10 @@ def at_once(self:SqliteJournal)->bool: # False where it is left to the writer
         tickets = [x.ticket for x in items if x.ticket]
         if not durable: _settle(self._mutex, tickets); return True
         self._unsynced += tickets
-        if len(self._sync_s) < self._sync_s.maxlen or max(self._sync_s) > QUICK_S: self._hurry()
-        else: self._finish()
+        if self._calm or len(self._sync_s) < self._sync_s.maxlen or max(self._sync_s) > QUICK_S: self._calm = max(0, self._calm - 1); self._hurry()
+        else:
+            self._finish()
+            if self._sync_s[-1] > HELD_S: self._calm = CALM
         return True
     except OSError: self._hurry(); return True # the writer meets it again, and says so
     finally: self._writing.release()

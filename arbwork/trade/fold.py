@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARRAYS', 'BORN', 'OWN', 'ACCOUNTS', 'Money', 'DERIVED', 'ORDER', 'TRADE', 'PLAIN', 'FOLD_TRADES', 'FOLD_ROWS',
-           'Plain', 'FoldedOrder', 'FoldedTrade', 'Fold', 'foldable', 'fold', 'unfold', 'Folder', 'resume']
+           'SLICE', 'Plain', 'FoldedOrder', 'FoldedTrade', 'Fold', 'foldable', 'folded', 'fold', 'unfold', 'Folder',
+           'resume']
 
 # %% ../../nbs/trade/04_fold.ipynb #33122215
 import struct
@@ -119,14 +120,17 @@ def foldable(core:Core)->bool:
     return (not core.open and not core.made and set(vars(core)) == BORN | OWN | set(ARRAYS) | set(PLAIN) and set(OrderState.__slots__) == set(ORDER)
             and set(TradeState.__slots__) == set(TRADE) | DERIVED and set(vars(core.ledger)) <= {*ACCOUNTS, 'seen', 'assets', 'fills', 'finer'})
 
+def folded(t:TradeState)->FoldedTrade:
+    def order(o): return FoldedOrder(*[getattr(o, name) for name in ORDER])
+    return FoldedTrade(*[t.intents.tobytes() if name == 'intents' else [order(o) for o in t.orders] if name == 'orders' else getattr(t, name) for name in TRADE])
+
 def fold(
     core:Core,   # `foldable`
     trades=None, # ids of those to be written; all when not given
     fills=None,  # (venue, id) likewise
+    written=(),  # trades that have been written already, in the order of their ids
 )->bytes:
     "Write down what a core knows."
-    def order(o): return FoldedOrder(*[getattr(o, name) for name in ORDER])
-    def trade(t): return FoldedTrade(*[t.intents.tobytes() if name == 'intents' else [order(o) for o in t.orders] if name == 'orders' else getattr(t, name) for name in TRADE])
     plain = {name: getattr(core, name) for name in PLAIN}
     recent = core.now_ns - 60*NS # what was sent before is counted by no limit
     plain['sent_at'] = {v: list(takewhile(lambda t: t >= recent, reversed(x)))[::-1] for v, x in core.sent_at.items()}
@@ -134,7 +138,7 @@ def fold(
     plain['troubles'] = {v: list(x) for v, x in core.troubles.items()}
     ledger = core.ledger
     chosen = core.all_trades if trades is None else [i for i in sorted(trades) if i in core.all_trades]
-    return msgspec.msgpack.encode(Fold([trade(core.all_trades[i]) for i in chosen], sorted(ledger.seen) if fills is None else fills, Plain(**plain), msgspec.structs.asdict(core.params),
+    return msgspec.msgpack.encode(Fold([*written, *[folded(core.all_trades[i]) for i in chosen]], sorted(ledger.seen) if fills is None else fills, Plain(**plain), msgspec.structs.asdict(core.params),
         {name: getattr(core, name).tobytes() for name in ARRAYS}, {name: vars(ledger)[name] for name in ACCOUNTS if name in vars(ledger)}, ledger.fills,
         [(*k, n) for k, n in ledger.finer.items()]))
 
@@ -170,11 +174,13 @@ def _take_trade(core:Core, f:FoldedTrade):
     core.all_trades[t.id] = t
 
 # %% ../../nbs/trade/04_fold.ipynb #ad5d5c71
-FOLD_TRADES, FOLD_ROWS = 25, 20_000
+FOLD_TRADES, FOLD_ROWS, SLICE = 25, 20_000, 25 # trades, rows; trades that are written at one look
 
 class Folder:
     "Knows what has changed since the last fold."
-    def __init__(self, core:Core): self.core, self.touched, self.fills, self.trades, self.rows, self.waiting = core, set(), [], core.trade_count, core.row_count, None
+    def __init__(self, core:Core):
+        self.core, self.touched, self.fills, self.trades, self.rows, self.waiting = core, set(), [], core.trade_count, core.row_count, None
+        self.written, self.known = {}, core.trade_count # trades by id, as the fold will have them; all up to here are written, touched or open
 
     def heard(self, kind:str, body):
         "Something that the core was given."
@@ -182,6 +188,16 @@ class Folder:
         if o is None: return
         self.touched.add(o.place.trade)
         if kind == 'fill': self.fills.append((body.venue, body.fill_id))
+
+    def write(self)->bool: # whether that was all
+        "Write down some of the trades that have changed and are over."
+        core, self.known, before = self.core, self.core.trade_count, self.known
+        self.touched.update(range(before + 1, self.known + 1))
+        over = [i for i in self.touched if i not in core.open]
+        for i in over[:SLICE]:
+            self.touched.discard(i)
+            if t := core.all_trades.get(i): self.written[i] = msgspec.Raw(msgspec.msgpack.encode(folded(t)))
+        return len(over) <= SLICE
 
     def step(self, journal, stream:str, ts_ns:int):
         "Fold if it is due; the fold is kept once the journal has said up to where it goes."
@@ -191,10 +207,11 @@ class Folder:
             self.waiting = None
             if not ticket.error: journal.append(f'fold/{self.core.start.session}', 'fold', struct.pack('>q', ticket.offset) + body, ts_ns=ts_ns)
         core = self.core
-        if core.trade_count - self.trades < FOLD_TRADES and core.row_count - self.rows < FOLD_ROWS or not foldable(core): return
-        body = fold(core, self.touched | set(range(self.trades + 1, core.trade_count + 1)), [x for x in dict.fromkeys(self.fills) if x in core.ledger.seen])
+        if core.trade_count - self.trades < FOLD_TRADES and core.row_count - self.rows < FOLD_ROWS: return
+        if not self.write() or not foldable(core): return
+        body = fold(core, (), [x for x in dict.fromkeys(self.fills) if x in core.ledger.seen], [x for i, x in sorted(self.written.items()) if i in core.all_trades])
         self.waiting = journal.append(stream, 'fold', b'', ts_ns=ts_ns), body
-        self.touched, self.fills, self.trades, self.rows = set(), [], core.trade_count, core.row_count
+        self.touched, self.fills, self.written, self.trades, self.rows = set(), [], {}, core.trade_count, core.row_count
 
 # %% ../../nbs/trade/04_fold.ipynb #2a42a74e
 def resume(

@@ -23,6 +23,8 @@ from arbwork.settings import RANGES, Limits
 from arbwork.sim.scenarios import stress
 from arbwork.trade.core import SessionStart
 
+pytestmark = pytest.mark.timeout(900) # whichever comes first may have to compile, beside whatever else the machine does
+
 BOLD = Params(cooldown_s=0., max_open_trades=8, trades_per_hour=1e6, min_edge_bps=1., slippage_bps=200., max_exposure=1e6, deadline_s=60., stop_bps=500.)
 LATE_MS = (300, 1_500) # there, and as long back; so that orders are under way when the next ones are meant
 

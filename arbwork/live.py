@@ -8,9 +8,9 @@ Simulated, paper and real venues differ in addresses, clock and links, nowhere e
 
 # %% auto #0
 __all__ = ['MODES', 'CLOCK_NS', 'LOOK_S', 'REVIEW_ROWS', 'YIELD_S', 'SWITCH_S', 'above_zero', 'arguments', 'open_log',
-           'permitted', 'assumed', 'list_universe', 'ShadowLink', 'Desk', 'settle', 'fit', 'first_entry', 'inherit',
-           'warm', 'summary', 'market_clock', 'paper_money', 'clock_of', 'Permit', 'Spin', 'spins', 'opened', 'salvage',
-           'session', 'trade', 'listen_and_trade', 'run', 'main']
+           'permitted', 'assumed', 'list_universe', 'ShadowLink', 'Desk', 'told', 'settle', 'fit', 'first_entry',
+           'inherit', 'warm', 'summary', 'market_clock', 'paper_money', 'clock_of', 'Permit', 'Spin', 'spins', 'opened',
+           'salvage', 'session', 'trade', 'listen_and_trade', 'run', 'main']
 
 # %% ../nbs/90_live.ipynb #eb659eb0
 import argparse
@@ -41,7 +41,7 @@ from .decide.strategies import strategy_of
 from .feed.codec import Keys
 from .feed.connect import market_feed, trade_link, venue_listings, venue_time_ns, window_s
 from .feed.events import BOOK, OrderUpdate, Trade
-from .market import ArbworkError, ConfigError, VenueError, decimal, refused
+from .market import ArbworkError, ConfigError, DataError, VenueError, decimal, refused
 from .research.promote import Manifest, demote, demotion, history, load_manifest, public_keys, standing, verify
 from .research.stages import Demote, capped, facts_of, lower, review, take_up
 from .serve.vault import open_vault
@@ -50,7 +50,7 @@ from .store.journal import Claim, open_journal, without_secret
 from .trade.core import Command, Core, SessionStart, Status, Stop
 from .trade.fold import resume
 from .trade.reconcile import carried, fresh_id, holdings, opening, sessions, unfinished
-from .trade.runner import Quiet, Runner, clear_orphans, rescue
+from .trade.runner import BACK_S, Quiet, Runner, clear_orphans, rescue, start_all
 from .trade.runner import settle as settle_sessions
 from .trade.start import Tail, acknowledged, check_clocks, check_money, check_rights, check_version
 from .trade.workers import NO_WORD, PaperLink
@@ -182,7 +182,7 @@ def account(self:Desk, name:str, vault):
 @patch
 async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
     "Open the accounts."
-    vault = None if mode == 'paper' or (mode == 'shadow' and balances) else open_vault(self.settings)
+    vault, accounts = None if mode == 'paper' or (mode == 'shadow' and balances) else open_vault(self.settings), []
     for name, v in self.settings.venues.items():
         if vault is None:
             self.links[name] = PaperLink(name, self.slots(name), self.listings(name), v.taker_bps, balances, self.clock,
@@ -191,7 +191,8 @@ async def connect(self:Desk, mode:str, balances:dict[str, Decimal]):
             continue
         link = self.account(name, vault)
         self.links[name] = ShadowLink(name, link) if mode == 'shadow' else link # before it starts: one that fails half way is closed too
-        await link.start()
+        accounts.append(link)
+    await start_all(accounts)
 
 @patch
 def listen(self:Desk, on_row, on_trade=None): # called with the venue, a trade of others and when it was heard; None: trades are not subscribed to
@@ -230,11 +231,15 @@ def met(self:Desk, venue:str, e:Trade, heard_ns:int):
     self.runner.on_trade(self.universe.slot(venue, e.instrument), e, heard_ns)
 
 # %% ../nbs/90_live.ipynb #07f1b47a
+def told(done:tuple)->dict: # a runner and its end
+    runner, stop = done
+    return dict(session=runner.session, clean=stop.clean, open_trades=stop.open_trades, differences=[str(d) for d in runner.core.mismatches])
+
 async def settle(desk:Desk, journal, mode:str, wall)->list[dict]: # one for each session that was settled
     "Finish what earlier processes left."
     done = []
     if mode not in ('paper', 'shadow'): done, desk.unexplained = await settle_sessions(journal, mode, desk.links, desk.clock, wall, desk.log, desk.attach)
-    done = [dict(session=r.session, clean=stop.clean, open_trades=stop.open_trades, differences=[str(d) for d in r.core.mismatches]) for r, stop in done]
+    done = list(map(told, done))
     desk.runner = None
     n = await clear_orphans(journal, desk.links, desk.log)
     if n: desk.log.warning('orphans_cancelled', orders=n)
@@ -322,6 +327,9 @@ def paper_money(given:list[str], mode:str)->dict[str, Decimal]:
     pairs = [text.partition('=') for text in given]
     for asset, sep, qty in pairs:
         if not (asset and sep): raise ConfigError(f'--balance: found {asset!r}, wanted ASSET=QTY')
+        try: good = decimal(qty) >= 0
+        except DataError as e: raise ConfigError(f'--balance {asset}: {e}') from e
+        if not good: raise ConfigError(f'--balance {asset}: found {qty}, wanted an amount >= 0')
     return {asset: decimal(qty) for asset, _, qty in pairs}
 
 # %% ../nbs/90_live.ipynb #1686d18a
@@ -458,28 +466,32 @@ async def opened(args, settings:Settings, manifest:Manifest, money:dict, clock, 
         raise
     return desk
 
-async def salvage(mode:str, settings:Settings, journal, clock, wall, log):
+async def salvage(mode:str, settings:Settings, journal, clock, wall, log)->list[dict]: # one for each session that was settled, as far as it could be
     "A venue does not answer: settle with the others what earlier sessions left, by the listings they had."
     names = unfinished(journal, mode) if mode in ('sim', 'live') else []
-    if not names: return
+    if not names: return []
     starts = [msgspec.msgpack.decode(journal.read(f'session/{n}', 0, 1)[0].body, type=SessionStart) for n in names]
     listings = {(x.venue, x.instrument): x for s in starts for x in s.universe.listings if x.venue in settings.venues}
     desk, vault = Desk(settings, Universe(list(listings.values()), starts[-1].universe.fees_bps), clock, log), open_vault(settings)
     stops = await rescue({v: lambda v=v: desk.account(v, vault) for v in dict.fromkeys(v for v, _ in listings)}, journal, mode, clock, wall, log, desk.attach)
-    log.warning('rescued', sessions=names, settled=sum(not s.open_trades for s in stops), open_trades=sum(s.open_trades for s in stops))
+    log.warning('rescued', sessions=names, settled=sum(not s.open_trades for _, s in stops), open_trades=sum(s.open_trades for _, s in stops))
+    return list(map(told, stops))
 
 # %% ../nbs/90_live.ipynb #5872ccec
 async def session(args, settings:Settings, journal, log)->dict: # see `summary`
     "From a manifest to a summary."
     wall, began = WallClock(), time.monotonic()
-    manifest = permitted(settings, args.strategy, args.mode, clock_of(journal, wall), args.trust)
-    money, clock = paper_money(args.balance, args.mode), await market_clock(settings, args.mode, args.clock_speed)
-    try: desk = await opened(args, settings, manifest, money, clock, log)
-    except NO_WORD:
-        await salvage(args.mode, settings, journal, clock, wall, log)
-        raise
+    money, manifest = paper_money(args.balance, args.mode), permitted(settings, args.strategy, args.mode, clock_of(journal, wall), args.trust)
+    clock = await market_clock(settings, args.mode, args.clock_speed)
+    hurry, saved = args.mode in ('sim', 'live') and unfinished(journal, args.mode), []
     try:
-        recovered = await settle(desk, journal, args.mode, wall)
+        async with asyncio.timeout(BACK_S if hurry else None): desk = await opened(args, settings, manifest, money, clock, log)
+    except NO_WORD as e:
+        saved = await salvage(args.mode, settings, journal, clock, wall, log)
+        if not (hurry and isinstance(e, TimeoutError)): raise
+        desk = await opened(args, settings, manifest, money, clock, log) # what can be settled is, there is no hurry any more
+    try:
+        recovered = list({r['session']: r for r in saved + await settle(desk, journal, args.mode, wall)}.values())
         await fit(args.mode, desk, journal, manifest.strategy)
         start = await first_entry(desk, journal, args.mode, manifest, args.session or secrets.token_hex(4), settings.seed)
         if not args.forget: start = inherit(start, journal, log)

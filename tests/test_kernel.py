@@ -264,6 +264,8 @@ def test_without_fees_and_delay_it_trades_in_no_more_seconds_than_show_an_edge(l
     r = backtest('cross', link, universe, Params(min_edge_bps=1e-6, risk_tolerance=1., **SAMPLED), inventory=rich(universe, 1e5, 1e6))
     seconds = np.unique(link['ts_recv_ns'][r.trades['row']])
     assert 0.10 < len(seconds)/7_200 <= 0.186
+    for bps, share in (2, 0.013), (5, 0.0006): # rounded as the recording's own figures are
+        assert round(len(np.unique(link['ts_recv_ns'][r.trades['row'][r.trades['edge_bps'] > bps]]))/7_200, 4) <= share + 5e-4, bps
     assert r.pnl_quote > 0 and not (r.trades['hedges'] > 0).any() and (r.trades['edge_bps'] < 8.1).all()
 
 

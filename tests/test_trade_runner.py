@@ -37,7 +37,7 @@ class Watched(PaperLink):
 
 def a_session(journal, name='one', clock=None, **params):
     clock = clock or WallClock()
-    wishes = dict(max_notional=1_000, cooldown_s=60, deadline_s=1, max_age_s=60) | params
+    wishes = dict(max_notional=1_000, cooldown_s=60, deadline_s=1, max_age_s=60, max_skew_s=60) | params
     links = {}
     runner = Runner(Core(SessionStart(name, 'sim', 'cross', make_params(wishes), UNIVERSE, FUNDS, clock.now_ns(), window_s=0.2)), journal, links, clock, clock)
     for slot, venue in enumerate(LINK_AT):
@@ -244,4 +244,4 @@ def test_a_link_that_fails_half_way_is_closed_with_the_others(monkeypatch):
         with pytest.raises(VenueError, match='second socket'): await desk.connect('sim', {})
         await desk.close()
     asyncio.run(scene())
-    assert {name: x.closed for name, x in made.items()} == {'binance': 1, 'bybit': 1}
+    assert {name: x.closed for name, x in made.items()} == {'binance': 1, 'bybit': 1, 'okx': 1}

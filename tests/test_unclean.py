@@ -204,3 +204,10 @@ def test_a_venue_that_hangs_does_not_keep_a_returning_process_from_the_others():
     warm()
     v = chaos.schedule(3910)
     assert v.good and v.kills and v.worst_seconds_to_flat < 5, v.wrong
+
+
+def test_a_slow_log_in_does_not_keep_a_returning_process_from_the_others():
+    "Found by seed 523: the start waited 3.8 s for one venue's log-in, with a leg alone at the other."
+    warm()
+    v = chaos.schedule(523, strategy='maker')
+    assert v.good and v.kills and v.worst_seconds_to_flat < 5, v.wrong

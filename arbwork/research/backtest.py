@@ -826,6 +826,10 @@ class Result:
     about:str = ''       # what the rows are, and what they are not
     limits:Limits = Limits() # that were in force
 
+    def __repr__(self):
+        why = ', '.join(f'{k} {n}' for k, n in sorted(self.funnel.items(), key=lambda x: -x[1]) if n)
+        return f'<Result: {len(self.trades)} trades, {len(self.fills)} fills, P&L {self.pnl_quote:.4f} on {self.rows} rows; {why}>'
+
 def inventory_of(
     universe:Universe,
     holdings:dict, # venue to asset to amount, e.g. {'binance': {'USDT': 5_000, 'LINK': 200}}
@@ -836,6 +840,7 @@ def inventory_of(
         for asset, amount in assets.items():
             if venue not in universe.venues or asset not in universe.assets:
                 raise ConfigError(f'inventory {venue} {asset}: not in this session, which has {universe.venues} and {universe.assets}')
+            if not (0 <= float(amount) < np.inf): raise ConfigError(f'inventory {venue} {asset}: found {amount}, wanted a finite amount >= 0')
             inventory[universe.venues.index(venue), universe.assets.index(asset), 0] = float(amount)
     return inventory
 
@@ -849,6 +854,10 @@ def _evenly(ns, venues, jitter, seed): # (venues, 2, draws): as long there as ba
 
 def _ways(universe, latency, latency_ns, jitter, seed): # (venues, 2, draws) of int64: entry, response
     venues = universe.venues
+    if not (0 <= float(jitter) < np.inf): raise ConfigError(f'jitter: found {jitter}, wanted a finite figure >= 0')
+    if isinstance(latency_ns, dict):
+        if unknown := [v for v in latency_ns if v not in venues] + [v for v in venues if v not in latency_ns]: raise ConfigError(f'latency_ns: found {sorted(latency_ns)}, wanted exactly {venues} ({unknown[0]})')
+        latency_ns = [latency_ns[v] for v in venues]
     if latency is None: return _evenly(tuple(np.ravel(latency_ns).tolist()), len(venues), float(jitter), seed)
     rng = np.random.default_rng([seed, 1])
     return np.ascontiguousarray(np.stack([latency.drawn(name, venues, rng) for name in ('entry_ns', 'response_ns')], axis=1))
@@ -896,6 +905,7 @@ def _world_of(tape, universe, data, inventory, latency, prints, seed): # rows, u
     if data is None and isinstance(tape, Data): data = tape
     if data is None and hasattr(tape, 'tape') and hasattr(tape, 'universe'): data = Data.of(tape)
     if data is None: data = Data(tape, universe)
+    if not isinstance(data, Data) and hasattr(data, 'tape') and hasattr(data, 'universe'): data = Data.of(data)
     if data.rows is None or data.universe is None: raise ConfigError('backtest: found no data, wanted rows with their universe, or a Data')
     rows, universe = data.rows, data.universe
     if latency is not None and latency.feed_ns is not None:
@@ -922,7 +932,7 @@ def backtest(
     costs:Costs|None=None, # None: the fees of the universe, taken as `fee_in` says
     latency:Latency|None=None, # None: `latency_ns` each way
     inventory=None,        # (venues, assets, 2) at the start, or venue to asset to amount; None: what the data names
-    latency_ns=0,          # (venues,) or one for all: our order's way to the venue, and as long back
+    latency_ns=0,          # (venues,), by name, or one for all: our order's way to the venue, and as long back
     seed:int=0,            # of everything that is drawn
     fee_in:str='quote',    # or 'received': the asset the venue takes its fee in
     bucket_s:float=60.,    # of the equity curve

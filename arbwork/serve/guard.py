@@ -156,7 +156,6 @@ async def kill(
 )->Kill:
     "Halt, cancel, and on request flatten."
     began, out = time.monotonic(), Kill()
-    vault = vault or open_vault(settings)
     wire = Wire(settings)
     try:
         said, age_s = wire.said()
@@ -166,11 +165,17 @@ async def kill(
         out.journal = 'halted' if ack else 'kept' if kept else wire.error or 'not written in time'
         say(f'journal {wire.where}: {out.journal}; bot: {out.bot}')
         if ack: await own_end(wire, out, patience_s or 2*said.params['deadline_s'] + 5., say)
+        try: vault = vault or open_vault(settings)
+        except (ConfigError, OSError) as e: # the halt stands; what rests at venues was not looked at
+            out.errors['vault'] = str(e)
+            say(f'vault: {e}; no venue was looked at')
+            return out
         async with Reach(settings, vault, speed, said.params['stop_bps'] if said else 0.) as hands:
             await by_hand(hands, out, flatten and not out.open_trades, say)
         out.errors = {**hands_errors(settings, hands), **out.errors}
-    finally: wire.close()
-    out.seconds = round(time.monotonic() - began, 2)
+    finally:
+        wire.close()
+        out.seconds = round(time.monotonic() - began, 2)
     return out
 
 async def own_end(wire:Wire, out:Kill, patience_s:float, say):

@@ -40,7 +40,7 @@ from ..store.journal import SqliteJournal
 from ..trade.core import Core, SessionStart, replay
 from ..trade.order import Alert, Place, parse_client_id
 from ..trade.reconcile import carried, fresh_id, holdings, opening, session_entries, sessions, unfinished
-from ..trade.runner import STATUS_S, Runner, clear_orphans, rescue, settle
+from ..trade.runner import BACK_S, STATUS_S, Runner, clear_orphans, rescue, settle, start_all
 from ..trade.workers import NO_WORD
 
 # %% ../../nbs/sim/12_chaos.ipynb #f4b2a661
@@ -203,14 +203,13 @@ async def live(w:World)->None:
             on_problem=lambda kind, detail: problem(name, kind, detail), connect=w.lines.connect, http=w.lines.http(name), timeout_s=2.)
     try:
         try:
-            for name in w.venues:
-                links[name] = link_of(name)
-                await links[name].start()
+            for name in w.venues: links[name] = link_of(name)
+            async with asyncio.timeout(BACK_S if unfinished(journal, 'sim') else None): await start_all(links.values())
         except NO_WORD:
             for x in links.values(): await x.close()
             links.clear()
             w.rescued_ns = w.clock.now_ns()
-            w.stops += await rescue({name: lambda name=name: link_of(name) for name in w.venues}, journal, 'sim', w.clock, w.clock, w, lambda r: box.__setitem__(0, r))
+            w.stops += [s for _, s in await rescue({name: lambda name=name: link_of(name) for name in w.venues}, journal, 'sim', w.clock, w.clock, w, lambda r: box.__setitem__(0, r))]
             raise
         w.rescued_ns = w.clock.now_ns()
         done, unexplained = await settle(journal, 'sim', links, w.clock, w.clock, w, lambda r: box.__setitem__(0, r))

@@ -89,7 +89,7 @@ def check_version(
     ours:str=__version__,
 )->None:
     "Refuse the sessions of a newer version."
-    for name in reversed(sessions(journal)[-3:]):
+    for name in reversed(sessions(journal)):
         start = journal.read(f'session/{name}', 0, 1)[0]
         try: theirs = msgspec.msgpack.decode(start.body, type=SessionStart).versions.get('arbwork', '')
         except msgspec.MsgspecError as e: raise ConfigError(f'{journal.where}: session {name}: found a start that this version cannot read ({e}), wanted one of arbwork {ours} or older') from e

@@ -245,3 +245,27 @@ def test_a_link_that_fails_half_way_is_closed_with_the_others(monkeypatch):
         await desk.close()
     asyncio.run(scene())
     assert {name: x.closed for name, x in made.items()} == {'binance': 1, 'bybit': 1, 'okx': 1}
+
+
+def test_after_a_cut_fills_are_asked_for_since_balances_last_agreed_and_not_since_the_beginning(journal):
+    runner, asked, now = a_session(journal), [], [0]
+    began = runner.core.start.started_ns
+    runner.clock = SimpleNamespace(now_ns=lambda: began + now[0]*NS, wall_seconds=lambda s: s)
+    async def fills(instrument, since_ns):
+        asked.append((since_ns - began)//NS)
+        return []
+    async def scene():
+        for link in runner.links.values(): link.fills = fills
+        async def after(seconds):
+            now[0] = seconds
+            runner.missed('bybit')
+            await asyncio.gather(*runner.tasks)
+        await after(7_200)                                # nothing is known yet
+        assert await runner.check_venue('bybit')          # at 7,200 s the balances are the ledger's
+        await after(86_400)
+        runner.core.ledger.wallet['bybit']['USDT'] += 1   # they are not any more
+        now[0] = 86_500
+        await runner.check_venue('bybit', tries=1)
+        await after(86_600)
+    asyncio.run(scene())
+    assert asked == [-5, 7_200 - 900, 7_200 - 900]

@@ -206,6 +206,13 @@ def test_a_venue_that_hangs_does_not_keep_a_returning_process_from_the_others():
     assert v.good and v.kills and v.worst_seconds_to_flat < 5, v.wrong
 
 
+def test_a_ban_does_not_keep_a_returning_process_from_the_others():
+    "Found by seed 8976: with a leg alone at one venue, three seconds went by in asking another that had said at once that it would not answer for two minutes."
+    warm()
+    v = chaos.schedule(8976)
+    assert v.good and v.kills and v.worst_seconds_to_flat < 4, v.wrong
+
+
 def test_a_slow_log_in_does_not_keep_a_returning_process_from_the_others():
     "Found by seed 523: the start waited 3.8 s for one venue's log-in, with a leg alone at the other."
     warm()

@@ -268,10 +268,11 @@ def furnish(folder: Path, ports: list[int]) -> dict:
 
 
 class Race:
-    "All receivers at work, each with two venues; ticks take turns. A receiver that spins is stopped while it is not its turn: it would take a core from the others."
+    """All receivers at work, each with two venues; ticks take turns. The venues have one core and the receivers another, so that nobody waits for a venue that does not sleep; a
+    receiver that spins is stopped while it is not its turn."""
 
     def __init__(self, seconds: float = 900.):
-        self.loop, self.folders = asyncio.new_event_loop(), {}
+        self.loop, self.folders, self.cores = asyncio.new_event_loop(), {}, os.sched_getaffinity(0)
         for spins in ('', SPINNING):
             self.folders['arbwork' + spins] = tempfile.TemporaryDirectory(prefix='bench-live-')
             if MEMORY.is_dir(): self.folders['arbwork' + spins + STORED] = tempfile.TemporaryDirectory(prefix='bench-live-', dir=MEMORY)
@@ -299,6 +300,13 @@ class Race:
         os.fsync(fd)
         return fd
 
+    def part(self):
+        "Once all run: a bot that is to spin would refuse to start with one core."
+        cores = sorted(self.cores)[:2]
+        if len(cores) < 2: return
+        for core, pid in [(cores[0], os.getpid()), *((cores[1], c.pid) for c in self.children.values())]:
+            for task in Path(f'/proc/{pid}/task').iterdir(): os.sched_setaffinity(int(task.name), {core})
+
     def turn(self, who: str):
         "Of those that spin only `who` goes on; '' for all of them."
         for name, child in self.children.items():
@@ -315,6 +323,7 @@ class Race:
                 if any(c.poll() is not None for c in self.children.values()): raise RuntimeError(self.words())
                 await asyncio.sleep(0.1)
         await asyncio.sleep(2)
+        self.part()
         for some in self.venues.values():
             for v in some: v.move(CHEAP)
 
@@ -355,6 +364,7 @@ class Race:
         return time.perf_counter() - began
 
     def close(self):
+        for task in Path('/proc/self/task').iterdir(): os.sched_setaffinity(int(task.name), self.cores)
         self.turn('')
         for c in self.children.values(): c.terminate()
         for c in self.children.values(): c.wait()

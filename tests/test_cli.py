@@ -389,9 +389,12 @@ set -e
 mount -t tmpfs -o size=96m tmpfs "$1"; cp "$2" "$1/settings.ini"; cd "$1"; shift 2
 step() { name=$1; shift; code=0; "$@" > $OUT/$name.out 2> $OUT/$name.err || code=$?; echo $code > $OUT/$name.code; }
 step before "$@"
-mkdir $OUT/first; cp -r var $OUT/first/
+mkdir $OUT/first $OUT/second; cp -r var $OUT/first/
+step tight "$@" --minutes 60 &
+until grep -q '[1-9][0-9,]* stored' $OUT/tight.err; do sleep 0.1; kill -0 $!; done
 head -c $(($(stat -f -c '%a*%S' .) - 12000000)) /dev/zero > ballast
-step tight "$@"
+wait $!
+cp -r var $OUT/second/
 head -c 100000000 /dev/zero >> ballast || true
 step full "$@"
 rm ballast
@@ -401,7 +404,7 @@ cp -r var $OUT/
 
 
 def test_a_full_disk_loses_nothing(world, tmp_path):
-    "Room, then 12 MB, then none at all, then room again; the disk is one of our own."
+    "Room, then 12 MB from one moment to the next, then none at all, then room again; the disk is one of our own."
     prefix = [] if os.geteuid() == 0 else ['unshare', '-Urm']
     disk, out = tmp_path/'disk', tmp_path/'out'
     disk.mkdir(), out.mkdir()
@@ -410,7 +413,7 @@ def test_a_full_disk_loses_nothing(world, tmp_path):
         pytest.skip('no small disk can be mounted here: run as root, or allow user namespaces')
     path = write_settings(tmp_path/'from', (world, world + 1))
     try: done = subprocess.run([*prefix, 'sh', '-c', FILL, 'sh', disk, path, *command('collect', '--minutes', 2, '--clock-speed', SPEED, '--json')],
-                               capture_output=True, text=True, timeout=60, env=environment(OUT=str(out)))
+                               capture_output=True, text=True, timeout=120, env=environment(OUT=str(out)))
     finally: subprocess.run(['umount', disk], capture_output=True)
     assert done.returncode == 0, done.stderr
     codes = {x: int((out/f'{x}.code').read_text()) for x in ('before', 'tight', 'full', 'after')}
@@ -420,7 +423,10 @@ def test_a_full_disk_loses_nothing(world, tmp_path):
         last = said[x].splitlines()[-1]
         assert 'Traceback' not in said[x] and last.startswith('arbwork: ') and str(disk) in last and ' free ' in last, last
     before, after = (json.loads((out/f'{x}.out').read_text()) for x in ('before', 'after'))
-    rows, first = (stored(write_settings(x, (9, 9)))[0] for x in (out, out/'first'))
+    rows, first, second = (stored(write_settings(x, (9, 9)))[0] for x in (out, out/'first', out/'second'))
     assert sum(map(len, first.values())) == before['rows'] > 0
-    for x in first: assert rows[x][:len(first[x])].tobytes() == first[x].tobytes()
-    assert sum(map(len, rows.values())) == before['rows'] + after['stored'] and after['stored'] > after['rows'] # what was heard without room is there as well
+    for x in first:
+        assert len(second[x]) >= len(first[x]) and second[x][:len(first[x])].tobytes() == first[x].tobytes()
+        assert rows[x][:len(second[x])].tobytes() == second[x].tobytes()
+    kept = sum(map(len, second.values()))
+    assert kept > before['rows'] and sum(map(len, rows.values())) == kept + after['stored'] and after['stored'] > after['rows'] # what was heard without room is there as well

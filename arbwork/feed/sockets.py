@@ -37,7 +37,9 @@ class PicoSocket(WSListener):
     def on_ws_connected(self, transport): self.transport = transport
 
     def on_ws_frame(self, transport, frame):
-        kind = TEXT if frame.payload_size > CONTROL else frame.msg_type # which is slow to ask for
+        size = frame.payload_size
+        if size > self.max_size: return self.fail(websockets.ConnectionClosedError(None, Close(1009, f'more than {self.max_size} bytes'))) # picows ends the connection a little later
+        kind = TEXT if size > CONTROL else frame.msg_type # which is slow to ask for
         if (kind is TEXT or kind is BINARY) and frame.fin and self.parts is None and self.take is not None and not frame.rsv1:
             try: self.take(frame.get_payload_as_bytes())
             except BaseException as e: self.fail(e)

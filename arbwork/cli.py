@@ -1187,7 +1187,7 @@ def chaos(
     seed:Annotated[int|None, typer.Option(min=0, help='only this one, with its trace')]=None,
     first:Annotated[int, typer.Option(min=0, help='seed of the first')]=0,
     venues:Annotated[str, typer.Option(help='at least two of binance, bybit, okx, kraken')]='binance,bybit',
-    strategy:Annotated[str, typer.Option(help='cross, or maker, whose orders rest')]='cross',
+    strategy:Annotated[str, typer.Option(help='cross; maker, whose orders rest; or basis, whose positions stay open from trade to trade')]='cross',
     kills:Annotated[str, typer.Option(help='at which writes of the journal the process is killed: seed, as the seed draws; a number of times; every, a run for each write and way; '
         'pairs, and one for each write of each recovery; or deaths such as before@7,power@3')]='seed',
     seconds:Annotated[float, typer.Option(callback=above(1, same=True), help='simulated seconds in which things go wrong')]=25.,
@@ -1200,11 +1200,11 @@ def chaos(
     import msgspec
     from arbwork.feed.book import warm as warm_books
     from arbwork.feed.wire import CODECS
-    from arbwork.sim.chaos import read_kills, schedule, total
+    from arbwork.sim.chaos import WISHES, read_kills, schedule, total
     names = tuple(dict.fromkeys(venues.replace(' ', '').split(',')))
     if len(names) < 2 or set(names) - set(CODECS): raise ConfigError(f'--venues: found {venues!r}, wanted at least two of {", ".join(CODECS)}')
     dies, more, found = read_kills(kills), dict(venues=names, session_s=seconds, strategy=strategy), []
-    if strategy not in ('cross', 'maker'): raise ConfigError(f'--strategy: found {strategy!r}, wanted cross or maker')
+    if strategy not in WISHES: raise ConfigError(f'--strategy: found {strategy!r}, wanted one of {", ".join(WISHES)}')
     warm_books()
     def trace(at_s, line, way, raw):
         if not as_json: print(f'{at_s:9.4f} {line} {way} {raw[:160].decode(errors="replace")}')

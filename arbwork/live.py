@@ -9,8 +9,8 @@ Simulated, paper and real venues differ in addresses, clock and links, nowhere e
 # %% auto #0
 __all__ = ['MODES', 'CLOCK_NS', 'LOOK_S', 'REVIEW_ROWS', 'YIELD_S', 'SWITCH_S', 'above_zero', 'arguments', 'open_log',
            'permitted', 'assumed', 'list_universe', 'ShadowLink', 'Desk', 'told', 'settle', 'fit', 'first_entry',
-           'inherit', 'warm', 'summary', 'market_clock', 'paper_money', 'clock_of', 'Permit', 'Spin', 'spins', 'opened',
-           'salvage', 'session', 'trade', 'listen_and_trade', 'run', 'main']
+           'warm', 'summary', 'market_clock', 'paper_money', 'clock_of', 'Permit', 'Spin', 'spins', 'opened', 'salvage',
+           'session', 'trade', 'listen_and_trade', 'run', 'main']
 
 # %% ../nbs/90_live.ipynb #eb659eb0
 import argparse
@@ -48,11 +48,10 @@ from .serve.vault import open_vault
 from .settings import Settings, load_settings
 from .store.journal import Claim, open_journal, without_secret
 from .trade.core import Command, Core, SessionStart, Status, Stop
-from .trade.fold import resume
-from .trade.reconcile import carried, fresh_id, holdings, opening, sessions, unfinished
+from .trade.reconcile import carried, fresh_id, holdings, opening, unfinished
 from .trade.runner import BACK_S, Quiet, Runner, clear_orphans, rescue, start_all
 from .trade.runner import settle as settle_sessions
-from .trade.start import Tail, acknowledged, check_clocks, check_money, check_rights, check_version
+from .trade.start import Tail, acknowledged, check_clocks, check_money, check_rights, check_version, inherit
 from .trade.workers import NO_WORD, PaperLink
 
 # %% ../nbs/90_live.ipynb #d52949ea
@@ -263,24 +262,6 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
                         opening(found, desk.unexplained), now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
                         max([5., *map(window_s, desk.links.values())]), tighter(desk.settings.limits, manifest.limits), manifest.extra)
-
-def inherit(start:SessionStart, journal, log)->SessionStart: # with the memory that the last session of this strategy left to it
-    "A position is not forgotten because a session ends. Where slots or code have changed nothing is handed on, and the log says so."
-    strategy = strategy_of(start.strategy)
-    if strategy.carry is None or start.mode not in ('sim', 'live'): return start
-    def slots(s): return s.universe.venues, s.universe.assets, [(x.venue, x.instrument) for x in s.universe.listings]
-    for name in reversed(sessions(journal)):
-        first = msgspec.msgpack.decode(journal.read(f'session/{name}', 0, 1)[0].body, type=SessionStart)
-        if (first.mode, first.strategy) != (start.mode, start.strategy): continue
-        if first.started_ns > start.started_ns: return start # a rehearsal that begins again in the past
-        if slots(first) != slots(start) or first.kernel != start.kernel:
-            log.warning('memory_left_behind', session=name, why='other slots' if slots(first) != slots(start) else 'other code', detail='what it has open is taken for the beginning')
-            return start
-        core = resume(journal, name, log).core
-        now = np.array([[float(start.inventory.get(v, {}).get(a, 0)) for a in core.assets] for v in core.venues])
-        log.info('memory_taken_up', session=name)
-        return msgspec.structs.replace(start, memory=strategy.carry(core.memory, core.inventory.sum(axis=2), now).tolist())
-    return start
 
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."

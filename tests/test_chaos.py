@@ -6,6 +6,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 
+from arbwork.decide.basis import B_BASE
 from arbwork.feed.book import warm
 from arbwork.sim import chaos
 from arbwork.sim.chaos import deaths_at, deaths_everywhere, schedule, total
@@ -129,3 +130,36 @@ def test_orders_that_rest_are_lost_no_more_than_others():
     some = [schedule(seed, strategy='maker') for seed in (0, 3, 14, 54)] # 54: a fill of an order whose end was confirmed as its session ended
     assert [v.wrong for v in some] == [[]]*4 and sum(v.trades for v in some) > 5
     assert schedule(3, strategy='maker').digest == some[1].digest
+
+
+def test_positions_that_stay_open_are_neither_forgotten_nor_doubled():
+    some = [schedule(seed, strategy='basis') for seed in (0, 3, 4)]
+    assert [v.wrong for v in some] == [[]]*3 and sum(v.trades for v in some) > 30
+    assert sum(v.handed for v in some) > 3 and min(v.kept_quote for v in some) > 100. and sum(v.kills for v in some) and all(v.parity == 1. for v in some)
+    assert schedule(4, strategy='basis').digest == some[2].digest
+
+
+@pytest.mark.parametrize('how', chaos.DEATHS)
+def test_a_position_outlives_a_death_while_a_trade_of_it_is_under_way(how):
+    for k in (9, 30):
+        v = schedule(0, kinds=(), kills=((how, k),), strategy='basis')
+        assert (v.wrong, v.kills) == ([], 1) and v.handed and v.kept_quote > 100.
+
+
+def test_a_memory_that_is_handed_on_wrongly_is_caught(monkeypatch):
+    def judged(): return [x.split(':')[0] for x in schedule(0, kinds=(), kills=0, strategy='basis').wrong]
+    inherit = chaos.inherit
+    assert judged() == []
+    monkeypatch.setattr(chaos, 'inherit', lambda start, journal, log: start)  # begins with nothing open
+    assert set(judged()) == {'kept'}
+    def twice(start, journal, log):
+        start = inherit(start, journal, log)
+        m, at = start.memory, int(start.memory[B_BASE]) if start.memory else 0
+        held = [float(start.inventory[v][a]) for v in start.universe.venues for a in start.universe.assets]
+        for k, x in enumerate(held if m else ()): m[at + k] -= x - m[at + k]
+        return start
+    monkeypatch.setattr(chaos, 'inherit', twice)  # takes it for double
+    assert set(judged()) == {'kept'}
+    def stale(start, journal, log): return msgspec.structs.replace(start, memory=[x + (k == 76) for k, x in enumerate(m)]) if (m := inherit(start, journal, log).memory) else start
+    monkeypatch.setattr(chaos, 'inherit', stale)  # another mean
+    assert set(judged()) == {'kept'}

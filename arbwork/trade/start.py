@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SENTENCE', 'acknowledged', 'check_rights', 'check_clocks', 'check_money', 'number', 'check_version', 'pages_of',
-           'Tail']
+           'Tail', 'inherit']
 
 # %% ../../nbs/trade/07_start.ipynb #2cd0744e
 import struct
@@ -13,13 +13,16 @@ from decimal import Decimal
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from .. import __version__
 from ..clock import NS
 from ..decide.contract import Universe
+from ..decide.strategies import strategy_of
 from ..feed.rights import Rights
 from ..market import ConfigError
 from .core import SessionStart
+from .fold import resume
 from .reconcile import sessions
 from .workers import NO_WORD
 
@@ -124,3 +127,25 @@ class Tail:
         except sqlite3.Error: return 0
         finally: db.close()
         return max(0, self.before - max(0, whole))
+
+# %% ../../nbs/trade/07_start.ipynb #8d866efb
+def inherit(
+    start:SessionStart, # of the session that is about to begin
+    journal, log,
+)->SessionStart: # with the memory that the last session of this strategy left to it
+    "A position is not forgotten because a session ends. Where slots or code have changed nothing is handed on, and the log says so."
+    strategy = strategy_of(start.strategy)
+    if strategy.carry is None or start.mode not in ('sim', 'live'): return start
+    def slots(s): return s.universe.venues, s.universe.assets, [(x.venue, x.instrument) for x in s.universe.listings]
+    for name in reversed(sessions(journal)):
+        first = msgspec.msgpack.decode(journal.read(f'session/{name}', 0, 1)[0].body, type=SessionStart)
+        if (first.mode, first.strategy) != (start.mode, start.strategy): continue
+        if first.started_ns > start.started_ns: return start # a rehearsal that begins again in the past
+        if slots(first) != slots(start) or first.kernel != start.kernel:
+            log.warning('memory_left_behind', session=name, why='other slots' if slots(first) != slots(start) else 'other code', detail='what it has open is taken for the beginning')
+            return start
+        core = resume(journal, name, log).core
+        now = np.array([[float(start.inventory.get(v, {}).get(a, 0)) for a in core.assets] for v in core.venues])
+        log.info('memory_taken_up', session=name)
+        return msgspec.structs.replace(start, memory=strategy.carry(core.memory, core.inventory.sum(axis=2), now).tolist())
+    return start

@@ -6,11 +6,15 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from arbwork.decide.basis import B_BASE
+from arbwork.decide.basis import B_BASE, B_PAIRS, B_SEEN, position
+from arbwork.decide.contract import Universe
 from arbwork.feed.book import warm
+from arbwork.market import Listing
+from arbwork.settings import Params
 from arbwork.sim import chaos
 from arbwork.sim.chaos import deaths_at, deaths_everywhere, schedule, total
 from arbwork.sim.faults import Fault
+from arbwork.trade.core import Balances, Command, Core, SessionStart
 from arbwork.trade.ledger import Ledger
 from arbwork.trade.runner import Runner
 
@@ -163,3 +167,19 @@ def test_a_memory_that_is_handed_on_wrongly_is_caught(monkeypatch):
     def stale(start, journal, log): return msgspec.structs.replace(start, memory=[x + (k == 76) for k, x in enumerate(m)]) if (m := inherit(start, journal, log).memory) else start
     monkeypatch.setattr(chaos, 'inherit', stale)  # another mean
     assert set(judged()) == {'kept'}
+
+
+def test_money_that_is_paid_in_where_a_position_is_short_does_not_make_it_forgotten():
+    "A person pays in while it runs and releases the venue: that is no part of the position."
+    holds = lambda north, south: {'north': {'LINK': Decimal(north), 'USDT': Decimal(1000)}, 'south': {'LINK': Decimal(south), 'USDT': Decimal(1000)}}
+    pair = Universe([Listing(v, 'LINK-USDT', 'LINKUSDT', Decimal('0.01'), Decimal('0.01'), Decimal('0.01'), Decimal(5)) for v in ('north', 'south')], {'north': (10., 10.), 'south': (10., 10.)})
+    start = SessionStart('s', 'sim', 'basis', Params(), pair, holds('10.5', '9.5'), 1)
+    memory = Core(start).memory
+    memory[int(memory[B_BASE]):int(memory[B_BASE]) + 4], memory[B_SEEN] = (10, 1000, 10, 1000), 1
+    core = Core(msgspec.structs.replace(start, memory=memory.tolist()))
+    def on(): return position(core.memory, int(core.memory[B_PAIRS]), core.specs, core.inventory)
+    assert on() == .5
+    core.give('reconcile', 2, Balances('south', {'LINK': Decimal('109.5'), 'USDT': Decimal(1000)}))
+    assert core.mismatches and on() == .5
+    core.give('command', 3, Command('1', 'release'))
+    assert not core.mismatches and core.inventory[1, 0, 0] == 109.5 and on() == .5

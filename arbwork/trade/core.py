@@ -1007,7 +1007,7 @@ def _health(self:Core, now_ns:int, h:Health):
 @patch
 def _accept(self:Core)->list[str]: # words on each
     "Take what the venues hold as the opening: a person has recognised it as a deposit or a withdrawal."
-    taken = []
+    taken, held = [], self.inventory.sum(axis=2)
     for d in self.mismatches:
         self.ledger.flow(d.venue, d.asset, d.found - d.ledger)
         if d.asset in self.assets: self.begin[self.venues.index(d.venue), self.assets.index(d.asset), 0] += float(d.found - d.ledger)
@@ -1015,6 +1015,7 @@ def _accept(self:Core)->list[str]: # words on each
     for venue in {d.venue for d in self.mismatches}: self._unblock(venue, 'balance')
     self.mismatches = []
     self._inventory()
+    if taken and self.strategy.carry: self.memory[:] = self.strategy.carry(self.memory, held, self.inventory.sum(axis=2)) # it is no part of a position
     return taken
 
 # %% ../../nbs/trade/02_core.ipynb #9b3974fb

@@ -1187,7 +1187,7 @@ def chaos(
     seed:Annotated[int|None, typer.Option(min=0, help='only this one, with its trace')]=None,
     first:Annotated[int, typer.Option(min=0, help='seed of the first')]=0,
     venues:Annotated[str, typer.Option(help='at least two of binance, bybit, okx, kraken')]='binance,bybit',
-    strategy:Annotated[str, typer.Option(help='cross; maker, whose orders rest; or basis, whose positions stay open from trade to trade')]='cross',
+    strategy:Annotated[str, typer.Option(help='cross; maker, whose orders rest; basis, whose positions stay open from trade to trade; or cycle, of three legs')]='cross',
     kills:Annotated[str, typer.Option(help='at which writes of the journal the process is killed: seed, as the seed draws; a number of times; every, a run for each write and way; '
         'pairs, and one for each write of each recovery; or deaths such as before@7,power@3')]='seed',
     seconds:Annotated[float, typer.Option(callback=above(1, same=True), help='simulated seconds in which things go wrong')]=25.,

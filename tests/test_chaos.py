@@ -183,3 +183,17 @@ def test_money_that_is_paid_in_where_a_position_is_short_does_not_make_it_forgot
     assert core.mismatches and on() == .5
     core.give('command', 3, Command('1', 'release'))
     assert not core.mismatches and core.inventory[1, 0, 0] == 109.5 and on() == .5
+
+
+def test_three_legs_are_lost_no_more_than_two():
+    some = [schedule(seed, strategy='cycle') for seed in (2, 4, 6)]
+    assert [v.wrong for v in some] == [[]]*3 and sum(v.trades for v in some) > 60 and sum(v.kills for v in some) > 2 and all(v.parity == 1. for v in some)
+    assert schedule(2, strategy='cycle').digest == some[0].digest
+
+
+def test_a_leg_of_three_that_is_not_made_whole_is_caught(monkeypatch):
+    thin = dict(kinds=('partial',), kills=0, session_s=10., strategy='cycle')
+    assert schedule(2, **thin).wrong == []
+    monkeypatch.setattr(Core, '_lone', lambda self, t, policy: 0)
+    v = schedule(2, **thin)
+    assert v.naked_legs and all(x.startswith('naked') for x in v.wrong) and any('ETH' in x for x in v.wrong), v.wrong

@@ -290,6 +290,7 @@ def triangles(
     step_s:float=3.,  # between updates of a book, seconds
     start:str='2024-01-01', # UTC
     venues:tuple[str, ...]=('binance', 'bybit'), # who plays
+    astray=off_path,  # (rng, n, step_s) to how far one book is off its fair value, (n,) bps
 )->Scenario:
     "Four instruments that hang together, at each venue slightly off, drawn from `seed`."
     if not (hours > 0 and step_s > 0 and hours*3600/step_s >= 2): raise ConfigError(f'triangles: found hours={hours}, step_s={step_s}, wanted at least two steps')
@@ -300,7 +301,7 @@ def triangles(
         for k, (instrument, value) in enumerate(fair.items()):
             key = f'{venue} {instrument}' if k else venue
             rng = np.random.default_rng([seed, crc32(f'{venue} {instrument}'.encode())])
-            listings[key], mid = listing_at(venue, instrument), value*np.exp(off_path(rng, n, step_s)*1e-4)
+            listings[key], mid = listing_at(venue, instrument), value*np.exp(astray(rng, n, step_s)*1e-4)
             rows[key] = book_rows(len(rows), ts_ns + k*NS//10, _ladder(rng, mid, listings[key], TRIANGLE[instrument][3])) # a tenth of a second after each other
     mids = {key: (r['bid_px'][:, 0] + r['ask_px'][:, 0])/2 for key, r in rows.items()}
     first = venues[0]

@@ -4384,6 +4384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'arbwork.trade.core.Core._verb_unknown': ( 'trade/core.html#core._verb_unknown',
                                                                                'arbwork/trade/core.py'),
                                     'arbwork.trade.core.Core._watch': ('trade/core.html#core._watch', 'arbwork/trade/core.py'),
+                                    'arbwork.trade.core.Core._where': ('trade/core.html#core._where', 'arbwork/trade/core.py'),
                                     'arbwork.trade.core.Core._withdraw': ('trade/core.html#core._withdraw', 'arbwork/trade/core.py'),
                                     'arbwork.trade.core.Core.edges': ('trade/core.html#core.edges', 'arbwork/trade/core.py'),
                                     'arbwork.trade.core.Core.give': ('trade/core.html#core.give', 'arbwork/trade/core.py'),

@@ -197,3 +197,19 @@ def test_a_leg_of_three_that_is_not_made_whole_is_caught(monkeypatch):
     monkeypatch.setattr(Core, '_lone', lambda self, t, policy: 0)
     v = schedule(2, **thin)
     assert v.naked_legs and all(x.startswith('naked') for x in v.wrong) and any('ETH' in x for x in v.wrong), v.wrong
+
+
+def test_a_leg_whose_venue_takes_no_order_is_undone_at_another():
+    "Found by these seeds: a venue refused two of three legs and every order after them, and the third stood alone for 36 and 48 seconds while another venue listed its instrument."
+    some = [schedule(seed, strategy='cycle') for seed in (82, 48)]
+    assert [v.wrong for v in some] == [[]]*2 and max(v.worst_seconds_to_flat for v in some) < 3.
+
+
+def test_whatever_of_three_legs_stands_alone_is_named():
+    "Found by seed 72: no venue took an order, and a person was told that `+0 BTC` stood alone when it was ETH."
+    w = chaos.World(72, strategy='cycle')
+    try:
+        w.loop.run_until_complete(chaos.lives(w))
+        told = [f['detail'] for _, event, f in w.alerts if event == 'lone_leg']
+        assert chaos.judge(w).good and told and all('-0.1998' in x and ' ETH ' in x for x in told)
+    finally: w.close()

@@ -249,16 +249,17 @@ class TradeState:
     @property
     def took(self)->bool: return any(o.filled for o in self.orders)
     def total(self, side:int)->Decimal: "Filled on one side, corrections too; base."; return sum((o.filled for o in self.orders if o.side == side), Decimal(0))
-    def done(self)->list[Decimal]: # (legs,) base
-        "Filled of each leg, what undid it subtracted."
+    def done(self, listings)->list[Decimal]: # (legs,) base
+        "Filled of each leg, what undid it subtracted, at its own venue or at another."
         out, of = [Decimal(0)]*len(self.slots), {int(slot): leg for leg, slot in enumerate(self.slots)}
         for o in self.orders:
-            leg = of.get(o.place.slot, 0)
+            leg = of.get(o.place.slot)
+            if leg is None: leg = next((k for k, s in enumerate(self.slots) if listings[s].instrument == listings[o.place.slot].instrument), 0)
             out[leg] += o.filled if o.side == self.sides[leg] else -o.filled
         return out
-    def left(self, listings)->Decimal:
-        "What a trade changed of the base of its first leg, base."
-        base = listings[self.slots[0]].base
+    def left(self, listings, base:str='')->Decimal:
+        "What a trade changed of an asset; not named: of the base of its first leg."
+        base = base or listings[self.slots[0]].base
         return sum((o.side*(o.filled if listings[o.place.slot].base == base else -o.notional) for o in self.orders
                     if base in (listings[o.place.slot].base, listings[o.place.slot].quote)), Decimal(0))
     def px(self)->np.ndarray: # (legs,) quote per base
@@ -565,7 +566,7 @@ def _fetched(self:Core, now_ns:int, f:Fetched):
 @patch
 def _lone(self:Core, t:TradeState, policy:str)->int:
     "How many orders make a lopsided trade whole; 0 where it is even but for dust. They are in `self.lone`."
-    done = np.array([float(x) for x in t.done()])
+    done = np.array([float(x) for x in t.done(self.listings)])
     return mend(len(t.slots), t.slots, t.sides, t.wanted, done, t.px(), self.specs, ('cancel', 'reverse', 'proceed').index(policy), self.params.stop_bps, self.lone)
 
 @patch
@@ -598,7 +599,7 @@ def _after(self:Core, t:TradeState, now_ns:int):
         if not t.why and event not in ('even', 'slow', 'requote') and (was, event) != (QUOTING, 'lone_proceed'): t.why = event
         for what in todo: getattr(self, f'_do_{what}')(t, now_ns, event)
     if t.leaving: self._withdraw(t, now_ns)
-    if t.row >= 0: self.trades[t.row]['filled'][:len(t.slots)] = [float(x) for x in t.done()]
+    if t.row >= 0: self.trades[t.row]['filled'][:len(t.slots)] = [float(x) for x in t.done(self.listings)]
     if t.rests and t.row >= 0: self.trades[t.row]['resting'] = (LEAVING if t.leaving else RESTING) if any(o.rests and o.live for o in t.orders) else NOT_RESTING
     self._inventory()
 
@@ -693,7 +694,7 @@ def _do_quote(self:Core, t:TradeState, now_ns:int, event:str):
     "Let the next order rest, for what is still wanted."
     leg = int(np.flatnonzero(t.intents['kind'] == REST)[0])
     slot, px, t.want_px = int(t.slots[leg]), t.want_px, 0.
-    qty = tradable_qty(decimal(t.want_qty) - t.done()[leg], px, self.listings[slot])
+    qty = tradable_qty(decimal(t.want_qty) - t.done(self.listings)[leg], px, self.listings[slot])
     place, refusal = self._order(t, leg, t.quotes, slot, int(t.sides[leg]), qty, px, 'open', 'POST_ONLY')
     if not qty or refusal: return
     self._forget(t, now_ns)
@@ -744,14 +745,20 @@ def _do_hedge(self:Core, t:TradeState, now_ns:int, event:str): "Send the missing
 @patch
 def _correct(self:Core, t:TradeState, now_ns:int, why:str, policy:str):
     "Send the orders that make the trade even."
-    last = next((o for o in reversed(t.orders) if o.place.why != 'open'), None)
-    astray = last is not None and last.state in (REJECTED, ABSENT) and len(t.slots) == 2
     rows = self.lone[:self._lone(t, policy)].copy()
     if not len(rows): return
     for k, x in enumerate(rows):
-        slot = next(int(i) for i in t.slots if i != last.place.slot) if astray else int(x['slot'])
-        self._mend_leg(t, now_ns, why, len(t.slots) + k, slot, int(x['side']), decimal(float(x['qty'])), float(x['limit_px']), float(x['ref_px']) if t.state == QUOTING else 0.)
+        self._mend_leg(t, now_ns, why, len(t.slots) + k, self._where(t, int(x['slot'])), int(x['side']), decimal(float(x['qty'])), float(x['limit_px']), float(x['ref_px']) if t.state == QUOTING else 0.)
     t.attempts, t.retry_ns = t.attempts + 1, now_ns + self._deadline()//(2 if t.state == STRANDED else RETRY_SHARE)
+
+@patch
+def _where(self:Core, t:TradeState, slot:int)->int:
+    "The slot of a correction: its leg's own, or the next where its last try was not taken: the other leg's, or of more legs another venue that lists the instrument."
+    what = lambda i: 0 if len(t.slots) == 2 else self.listings[i].instrument
+    last = next((o for o in reversed(t.orders) if o.place.why != 'open' and what(o.place.slot) == what(slot)), None)
+    if last is None or last.state not in (REJECTED, ABSENT): return slot
+    there = [int(i) for i in t.slots] if len(t.slots) == 2 else [i for i in range(len(self.listings)) if what(i) == what(slot)]
+    return there[(there.index(last.place.slot) + 1) % len(there)] if last.place.slot in there else slot
 
 @patch
 def _mend_leg(self:Core, t:TradeState, now_ns:int, why:str, leg:int, slot:int, side:int, qty:Decimal, limit_px:float, ref_px:float=0.):
@@ -771,8 +778,9 @@ def _do_reopen(self:Core, t:TradeState, now_ns:int, event:str): "Another deadlin
 @patch
 def _do_alert(self:Core, t:TradeState, now_ns:int, event:str):
     "Tell a person that a leg stands alone."
-    left = t.left(self.listings)
-    self.made.append(Alert('lone_leg', f'trade {t.id} {t.state}: {left:+} {self.listings[t.slots[0]].base} unhedged after {event}', 'error'))
+    left = {a: t.left(self.listings, a) for a in dict.fromkeys(self.listings[i].base for i in t.slots)}
+    words = ', '.join(f'{x:+} {a}' for a, x in left.items() if x) or f'+0 {self.listings[t.slots[0]].base}'
+    self.made.append(Alert('lone_leg', f'trade {t.id} {t.state}: {words} unhedged after {event}', 'error'))
 
 @patch
 def _do_halt(self:Core, t:TradeState, now_ns:int, event:str):

@@ -150,14 +150,15 @@ def step(
 def rebind(
     fn,      # a jitted function
     tag='',  # under which compiled code is kept; '': not kept
+    own=False, # whether what it calls is a person's own and may make arrays
     **names, # globals it should see instead
 ): # a jitted function of the same source
     "The same code with some of its global names meaning something else."
     py = fn.py_func
     made = types.FunctionType(py.__code__, {**py.__globals__, **names}, py.__name__, py.__defaults__, py.__closure__)
-    if not tag: return njit(made) # what it calls may be a person's own and make arrays
+    if not tag: return njit(made) # as where `own` is said
     made.__qualname__ = f'{py.__qualname__}_{tag}'
-    return jit(made)
+    return jit(made, **(dict(_nrt=True) if own else {}))
 
 def within(
     fn,      # a jitted function

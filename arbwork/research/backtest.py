@@ -897,7 +897,7 @@ RUNS = {id(cross_step): _run}
 
 def run_of(strategy): # the jitted loop of a strategy
     s = strategy_of(strategy)
-    if id(s.step) not in RUNS: RUNS[id(s.step)] = rebind(_run, '' if s.file or s.step.py_func.__qualname__ == 'step' else s.name, step=s.step)
+    if id(s.step) not in RUNS: RUNS[id(s.step)] = rebind(_run, s.tag, bool(s.file), step=s.step)
     return RUNS[id(s.step)]
 
 # %% ../../nbs/research/00_backtest.ipynb #e81c25aa

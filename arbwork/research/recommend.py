@@ -15,6 +15,7 @@ import numpy as np
 
 from ..clock import utc
 from ..decide.contract import REASONS, Universe
+from ..decide.strategies import strategy_of
 from ..market import DataError
 from .backtest import backtest, prepare
 from .evidence import _runs
@@ -87,7 +88,7 @@ def _gains(r)->np.ndarray: return np.diff(r.equity['pnl'], prepend=0.)
 
 # %% ../../nbs/research/09_recommend.ipynb #a1fb6d97
 def recommend(
-    strategy,               # a name in `KERNELS`, or a jitted function
+    strategy,               # a name, a `Strategy`, or a jitted function
     tape,                   # (n,) of BOOK sorted by ts_recv_ns, or what `prepare` made of it
     universe:Universe,
     params:Params,          # in force
@@ -128,7 +129,7 @@ def recommend(
             reproduce=dict(about or {}, params=msgspec.structs.asdict(params), move={name: best}, seed=seed, bucket_s=bucket_s, level=level, draws=draws)))
     found.sort(key=lambda x: (not x.advised, 0. if x.advised else -x.confidence, -x.pnl_day))
     window = int(halves[1].rows['ts_recv_ns'][0]), int(halves[1].rows['ts_recv_ns'][-1]) + 1
-    return Advice(strategy=strategy if isinstance(strategy, str) else strategy.__name__, window=window, pnl_day=base[1].pnl_quote*day[1], trades=base[1].funnel['trade'], tried=done,
+    return Advice(strategy=strategy_of(strategy).name, window=window, pnl_day=base[1].pnl_quote*day[1], trades=base[1].funnel['trade'], tried=done,
                   found=found, not_tried=[f'limits that protect ({", ".join(NEVER_MOVED)})', 'two wishes at once', 'other instruments, venues and fee tiers'])
 
 # %% ../../nbs/research/09_recommend.ipynb #98c9cb51

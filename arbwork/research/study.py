@@ -34,7 +34,7 @@ from ..settings import GATES, Limits, make_params
 
 # %% ../../nbs/research/10_study.ipynb #297d7b1e
 def search(
-    strategy:str,          # a name in `KERNELS`
+    strategy,              # a name, or a `Strategy`
     tape:Tape,
     universe:Universe,
     grid,                  # see `sweep`
@@ -54,7 +54,8 @@ def search(
 )->tuple[SweepResult, Charge]:
     "Sweep, keep the trials, and say what a winner owes to them."
     limits = limits_of(base, limits)
-    latency_ns, base = np.array([latency_ms[v]*1e6 for v in universe.venues]), strategy_of(strategy).wishes(base)
+    own, latency_ns = strategy_of(strategy), np.array([latency_ms[v]*1e6 for v in universe.venues])
+    base = own.wishes(base)
     how = dict(base=base, limits=limits, inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in='received', bucket_s=bucket_s, **more)
     swept = sweep(strategy, tape, universe, grid, **how)
     for _ in range(refine):
@@ -67,7 +68,7 @@ def search(
     made = Charge(len(found), float(found.var(ddof=1)) if len(found) > 1 else 0., 1, now_ns)
     if ledger:
         rows = tape.rows['ts_recv_ns']
-        setting = Setting(strategy, strategy_of(strategy).hash, universe, snapshot, (int(rows[0]), int(rows[-1]) + 1), latency_ms, seed, bucket_s,
+        setting = Setting(own.name, own.hash, universe, snapshot, (int(rows[0]), int(rows[-1]) + 1), latency_ms, seed, bucket_s,
                           np.asarray(inventory, float).ravel().tolist(), {k: x for k, x in msgspec.structs.asdict(limits).items() if k in CODES and x and k not in grid})
         ledger.add(setting, [r.params for r in swept.results], found, [r.pnl_quote for r in swept.results], [r.funnel['trade'] for r in swept.results], now_ns)
         made = ledger.charge(setting.study, bucket_s, until_ns=now_ns)
@@ -172,7 +173,7 @@ class Doubts:
 LATE_S = 600. # the longest dislocations that were measured halve in about four minutes; see `sim.scenarios.MEASURED`
 
 def doubt(
-    strategy:str, tape:Tape, universe:Universe,
+    strategy, tape:Tape, universe:Universe,
     params:Params,           # of the winner
     *,
     inventory:np.ndarray,
@@ -212,17 +213,17 @@ def common(
 
 def conclude(
     swept:SweepResult, evidence:Evidence, winner:Result, doubts:Doubts, *,
-    strategy:str, tape:Tape, label:str, snapshot:str, seed:int, latency_ms:dict[str, float],
+    strategy, tape:Tape, label:str, snapshot:str, seed:int, latency_ms:dict[str, float],
     stage:str='sim',
     problems_ns=(),                  # when something was wrong with the data
     thresholds:dict[str, float]=GATES,
 )->Study:
     "All figures in one place, held against the gates."
-    e, rows, p = evidence, tape.rows, winner.params
+    e, rows, p, own = evidence, tape.rows, winner.params, strategy_of(strategy)
     gross = touch_edge_bps(rows, swept.universe, p.max_age_s, p.max_skew_s)
     known, (share, pnl_share) = gross[np.isfinite(gross)], suspect(winner.trades, np.asarray(problems_ns, np.int64), p.max_age_s)
-    study = Study(scenario=label, stage=stage, strategy=strategy, snapshot=snapshot, window=(int(rows['ts_recv_ns'][0]), int(rows['ts_recv_ns'][-1]) + 1),
-                  seed=seed, rows=len(rows), trials=e.charge.trials, params=common(p), extra=strategy_of(strategy).extra(p), limits=winner.limits, kernel_hash=strategy_of(strategy).hash, universe=swept.universe,
+    study = Study(scenario=label, stage=stage, strategy=own.name, snapshot=snapshot, window=(int(rows['ts_recv_ns'][0]), int(rows['ts_recv_ns'][-1]) + 1),
+                  seed=seed, rows=len(rows), trials=e.charge.trials, params=common(p), extra=own.extra(p), limits=winner.limits, kernel_hash=own.hash, universe=swept.universe,
                   latency_ms=latency_ms, bucket_s=swept.bucket_s, trades=sum(e.begun), pnl_quote=float(e.walked.returns.sum()*swept.start_quote),
                   oos_sharpe=e.oos_sharpe, oos_low=e.oos_low, oos_high=e.oos_high, dsr=e.dsr, pbo=e.overfit.pbo if e.overfit else None,
                   folds=len(e.walked.splits), folds_positive=e.walked.positive(e.begun), suspect_share=share, twin_fees_pnl=doubts.twin_fees.pnl_quote,
@@ -243,7 +244,7 @@ class Parts:
     doubts:Doubts
 
 def study_of(
-    strategy:str, tape, universe:Universe, grid, *,
+    strategy, tape, universe:Universe, grid, *,
     inventory:np.ndarray,
     latency_ms:dict[str, float], # by venue
     seed:int,

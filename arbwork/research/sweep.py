@@ -28,7 +28,7 @@ import msgspec
 from ..clock import NS
 from ..decide.contract import BOOK, REASONS, Params, Universe, make_params
 from ..decide.limits import limits_of, with_limits
-from ..decide.strategies import strategy_of
+from ..decide.strategies import STRATEGIES, strategy_of
 from ..market import ConfigError
 from .backtest import Result, backtest, look_at, prepare
 from ..settings import Limits
@@ -214,7 +214,7 @@ def _over_cluster(strategy, tape, universe, sets, bucket_s, how, address, tell)-
 
 # %% ../../nbs/research/01_sweep.ipynb #dcb813c4
 def sweep(
-    strategy,              # a name in `KERNELS`, or a jitted function with the arguments of `decide`
+    strategy,              # a name, a `Strategy`, or a jitted function with the arguments of `decide`
     tape,                  # (n,) of BOOK sorted by ts_recv_ns, or what `prepare` made of it
     universe:Universe,
     grid,                  # parameter name to values, or a list of `Params` that differ in `names`
@@ -233,17 +233,18 @@ def sweep(
     limits:Limits=Limits(),# as a session has them; a grid may name some of them
 )->SweepResult:
     "Backtest every combination of a grid."
-    if (workers > 1 or dask) and not isinstance(strategy, str):
-        raise ConfigError(f'sweep in other processes: found the function {strategy!r}, wanted a name in KERNELS: a function of a notebook does not exist there')
+    own = strategy_of(strategy)
+    if (workers > 1 or dask) and not own.file and STRATEGIES.get(own.name) is not own:
+        raise ConfigError(f'sweep in other processes: found the function {strategy!r}, wanted a name, or a strategy from a file: a function of a notebook does not exist there')
     limits, done = limits_of(base, limits), 0
-    tape, sets = prepare(tape, universe, bucket_s), grid if isinstance(grid, list) else combinations(grid, with_limits(strategy_of(strategy).wishes(base), grid, limits))
+    tape, sets = prepare(tape, universe, bucket_s), grid if isinstance(grid, list) else combinations(grid, with_limits(own.wishes(base), grid, limits))
     how = dict(inventory=inventory, latency_ns=latency_ns, seed=seed, fee_in=fee_in, jitter=jitter, limits=limits)
     def tell(n):
         nonlocal done
         done += n
         if on_progress: on_progress(done, len(sets))
-    if dask: results = _over_cluster(strategy, tape, universe, sets, bucket_s, how, dask, tell)
-    elif workers > 1: results = _over_processes(strategy, tape, universe, sets, bucket_s, how, workers, tell)
+    if dask: results = _over_cluster(own, tape, universe, sets, bucket_s, how, dask, tell)
+    elif workers > 1: results = _over_processes(own, tape, universe, sets, bucket_s, how, workers, tell)
     else: results = _results(strategy, tape, universe, sets, how, lambda k: tell(1))
     start = max((float(r.risk['equity_start'][0]) for r in results), default=0.)
     return SweepResult(results, universe, dict.fromkeys(names) if isinstance(grid, list) else dict(grid), tape.ends_ns, bucket_s, start)

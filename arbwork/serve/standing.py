@@ -27,11 +27,13 @@ from ..settings import Settings
 from ..trade.core import Ack, Command
 
 # %% ../../nbs/serve/01_standing.ipynb #fb548455
-def kernel_now(strategy:str)->str:
-    "The hash of the kernel that would trade."
-    from arbwork.decide.cross import KERNELS, kernel_hash
-    if strategy not in KERNELS: raise ConfigError(f'strategy: found {strategy!r}, wanted one of {", ".join(KERNELS)}')
-    return kernel_hash(KERNELS[strategy])
+def kernel_now(
+    settings:Settings,
+    strategy:str, # that comes along, or the name of a file in the folder of strategies
+)->str: # 64 hex digits
+    "The hash of the code that would trade."
+    from arbwork.decide.strategies import strategy_of
+    return strategy_of(strategy, settings.strategies).hash
 
 def manifests(
     settings:Settings,
@@ -48,7 +50,7 @@ def _shown(settings:Settings, strategy:str, now_ns:int)->dict:
     except ConfigError as e: return out | dict(refused=str(e))
     note = demotion(settings.promoted, m)
     may, refused = standing(m, note), ''
-    try: verify(m, public_keys(settings.keys), kernel_now(strategy), now_ns, STAGES[0], note)
+    try: verify(m, public_keys(settings.keys), kernel_now(settings, strategy), now_ns, STAGES[0], note)
     except ArbworkError as e: refused = str(e)
     above = STAGES[STAGES.index(m.stage) + 1:][:1] if m.stage in STAGES[1:] and may == m.stage and not refused else []
     return out | dict(id=m.id, stage=m.stage, may=may, next=''.join(above), refused=refused, created_ns=m.created_ns, expires_ns=m.expires_ns,
@@ -74,7 +76,7 @@ def _demote(settings, journal, now_ns, by, strategy, id, why, to=None)->str:
     return f'{strategy} {m.id} may go as far as {note.stage or "nowhere"}'
 
 def _rollback(settings, journal, now_ns, by, strategy, id, why='')->str:
-    kernel = kernel_now(strategy)
+    kernel = kernel_now(settings, strategy)
     try: meant(settings, strategy, id)
     except ConfigError:
         if id: raise
@@ -83,7 +85,7 @@ def _rollback(settings, journal, now_ns, by, strategy, id, why='')->str:
 
 def _promote(settings, journal, now_ns, by, strategy, id, stage)->str:
     old = meant(settings, strategy, id)
-    verify(old, public_keys(settings.keys), kernel_now(strategy), now_ns)
+    verify(old, public_keys(settings.keys), kernel_now(settings, strategy), now_ns)
     _, m = raise_stage(settings, old, stage, look(settings, old, journal), load_key(settings.keys), now_ns)
     return f'{strategy} {m.id} may go as far as {m.stage}'
 

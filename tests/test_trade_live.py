@@ -21,14 +21,14 @@ from arbwork.decide.cross import KERNELS, kernel_hash
 from arbwork.feed.codec import Keys
 from arbwork.feed.events import BOOK, VALID
 from arbwork.feed.rights import Rights
-from arbwork.research.promote import Manifest, load_key, make_key, sign, write_manifest
+from arbwork.research.promote import Manifest, demote, load_key, load_manifest, make_key, sign, write_manifest
 from arbwork.serve.vault import open_vault
 from arbwork.settings import Params, load_settings
 from arbwork.sim.scenarios import load_scenario
 from arbwork.sim.server import World
 from arbwork.store.journal import open_journal
 from arbwork.trade.core import Ack, Command, SessionStart, Status, Stop, replay
-from arbwork.trade.reconcile import session_entries, sessions
+from arbwork.trade.reconcile import session_entries, sessions, unfinished
 
 VENUES, PAIR, KEYS, SPEED = ['binance', 'bybit'], 'LINK-USDT', Keys('sim-key', 'sim-secret'), 20.
 WISHES = Params(risk_tolerance=1., min_edge_bps=2., max_notional=1_000., cooldown_s=5., max_age_s=60., deadline_s=20., max_exposure=1e6, stop_bps=100.)
@@ -204,6 +204,33 @@ def test_killed_mid_trade_and_started_again(tmp_path, silent):
             assert result['reconciled'] and result['trades'] >= 1
             ids = [o.client_id for v in w.venues.values() for o in v.engine.orders.values()]
             assert len(ids) == len(set(ids))
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize('why', ['taken back', 'dearer'])
+def test_what_is_open_is_settled_though_nothing_new_may_begin(tmp_path, why):
+    async def main():
+        async with world(tmp_path) as (w, settings, journal):
+            orders = lambda: sum(len(v.engine.orders) for v in w.venues.values())
+            await hurt(w, 'bybit', kind='drop_ack')
+            await hurt(w, 'bybit', kind='lose_private', n=9)
+            with Bot(settings, '--session', 'night') as bot:
+                await until(lambda: bot.process.poll() is not None or orders() >= 1)
+                bot.process.kill()
+                bot.process.communicate()
+            await asyncio.sleep(0.6)
+            for v in w.venues.values(): v.faults.clear()
+            assert unfinished(journal, 'sim') == ['night']
+            if why == 'taken back': demote(settings.promoted, load_manifest(settings.promoted, 'cross'), 'for a test', time.time_ns(), '', 'kit')
+            else: settings.path.write_text(settings.path.read_text().replace('taker_bps = 10', 'taker_bps = 11'))
+            with Bot(settings, '--session', 'night', '--seconds', '4', name='again') as bot:
+                code, result, log = await bot.ended()
+            assert code == 2 and result is None and 'settled first: session night, 0 trades open' in log, log
+            assert ('for a test' if why == 'taken back' else 'study again') in log and sessions(journal) == ['night'] and not unfinished(journal, 'sim')
+            whole(w, journal, 'night')
+            with Bot(settings, '--session', 'night', '--seconds', '4', name='and again') as bot:
+                code, result, log = await bot.ended()
+                assert code == 2 and 'settled first' not in log, log
     asyncio.run(main())
 
 

@@ -41,6 +41,7 @@ Modules:
 - `arbwork.research.hindsight`: The most that could have been earned on the same books, and where the rest of it went.
 - `arbwork.research.inventory`: Where money should lie, what it costs to bring it there, and what lying in the wrong place is worth.
 - `arbwork.research.lifetimes`: How long an opportunity lives, and what it would be worth to arrive sooner.
+- `arbwork.research.own`: Two files in `strategies/`, and everything else takes it as it takes those that come along.
 - `arbwork.research.parity`: Did the session decide what its journal says it should have, and did it earn what the model says it could have?
 - `arbwork.research.placebo`: The same strategy on the same books, with what it knows made false. If it still earns, something else is paying.
 - `arbwork.research.promote`: What a study must show before its parameters may trade, and the signed page that says it did.

@@ -85,6 +85,10 @@ class Days(World):
         after(0.)
         self.loop.call_later(self.session_s, self.calm_down, v)
 
+    def strike(self, v, f):
+        "One of a kind waits at a time: what finds no occasion in this market would only make the venue's list longer."
+        if not any((x.kind, x.place) == (f.kind, f.place) for x in v.faults): super().strike(v, f)
+
     def look(self):
         "Once a simulated hour."
         self.sizes.append(memory_mb(os.getpid()))

@@ -27,7 +27,7 @@ from arbwork.store.quality import DOUBTS, doubts
 from arbwork.store.ticks import Ticks
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = 'sim collect research promote live parity report api token vault doctor demo'.split()
+COMMANDS = 'sim collect new research promote live parity report api token vault doctor demo'.split()
 VENUES, PAIR, SPEED = ['binance', 'bybit'], 'LINK-USDT', 60
 
 
@@ -226,6 +226,7 @@ def test_a_port_in_use(world):
 def test_nothing_there_to_read(alone, tmp_path):
     path = write_settings(tmp_path, (9, 9), strategies=ROOT/'strategies')
     refused('research', 'moon', '--settings', path, says=['moon.ipynb', 'cross'])
+    refused('new', 'cross', '--settings', path, says=['cross comes with arbwork', 'wanted another name'])
     refused('research', 'cross', '-p', 'x', '--settings', path, says=["found 'x'", 'NAME=VALUE'])
     refused('research', 'cross', '-p', 'trails=9', '--settings', path, says=['trails: unknown', 'wanted one of'])
     refused('research', 'cross', '--settings', path, says=['lmdb://', 'holds nothing', 'wanted', 'the executed copy is'])

@@ -21,6 +21,7 @@ from arbwork.research.recorded import curves_of, plenty, recorded
 from arbwork.research.recorded import keep as write
 from arbwork.research.report import load_curves
 from arbwork.research.study import study_of
+from arbwork.serve.standing import manifests
 from arbwork.serve.vault import open_vault
 from arbwork.settings import load_settings
 from arbwork.sim.scenarios import Calibration, stress, triangles
@@ -121,6 +122,7 @@ def test_the_bot_trades_it_and_its_journal_decides_the_same(name, tmp_path):
             found = judged(s, scenario, name)
             _, m = promote_study(s.root/'study'/'study.json', s, time.time_ns(), override='for a test')
             assert m.extra == found.extra and m.strategy == name and found.winner_trades > 5
+            assert [(x['strategy'], x['refused']) for x in manifests(s, time.time_ns())] == [(name, '')]
             warm(SessionStart('warm', 'sim', name, m.params, m.universe, {}, scenario.start_ns, wishes=m.extra)) # compiled here, so that the bot finds it on the disk
             with Bot(s, '--strategy', name, '--session', 'day') as bot:
                 await until(lambda: bot.process.poll() is not None or ((x := said(journal)) and x.trades >= 3), 480)

@@ -469,7 +469,9 @@ def after(self:Venue, instrument:str, events:list[Event], now_ns:int):
 
 @patch
 def open_orders(self:Venue, instrument:str='')->list[Order]:
-    return [o for o in self.engine.orders.values() if o.open and (not instrument or o.instrument == instrument)]
+    "Those that rest, the oldest first."
+    resting = [o for name, sides in self.engine.books.items() if name == instrument or not instrument for side in sides for o in side.own if o.open]
+    return sorted(resting, key=lambda o: o.venue_id)
 
 # %% ../../nbs/sim/01_wire.ipynb #ef1b5956
 def write_levels(

@@ -10,13 +10,13 @@ __all__ = ['app', 'say', 'SettingsFile', 'AsJson', 'Speed', 'RATES', 'TROUBLE', 
            'vault', 'above', 'show', 'main', 'market_clock', 'sim', 'read_balances', 'from_hour_on', 'open_loop',
            'collect', 'watching', 'rates_of', 'offset_text', 'venue_table', 'recording', 'working', 'show_imports',
            'import_', 'backfill', 'papermill_module', 'execute_notebook', 'parameter_values', 'grid_values', 'research',
-           'study_notebook', 'no_snapshot_left', 'manifest_at', 'promote', 'kernel_of', 'demote', 'rollback', 'review',
-           'manifest_show', 'manifest_verify', 'manifest_history', 'manifest_schema_', 'settings_of', 'differences',
-           'reproduce', 'recommend', 'in_force_or_wished', 'recorded', 'schedule_once', 'schedule_run', 'schedule_list',
-           'schedule_units', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret', 'token_password',
-           'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list', 'vault_remove',
-           'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port', 'check_clock', 'check_venue',
-           'doctor', 'demo', 'compile_kernels', 'version', 'chaos']
+           'new_strategy', 'study_notebook', 'no_snapshot_left', 'manifest_at', 'promote', 'demote', 'rollback',
+           'review', 'manifest_show', 'manifest_verify', 'manifest_history', 'manifest_schema_', 'settings_of',
+           'differences', 'reproduce', 'recommend', 'in_force_or_wished', 'recorded', 'schedule_once', 'schedule_run',
+           'schedule_list', 'schedule_units', 'live', 'parity', 'report', 'write_html', 'api', 'read_secret',
+           'token_password', 'token_create', 'token_list', 'token_revoke', 'vault_init', 'vault_put', 'vault_list',
+           'vault_remove', 'kill', 'watchdog', 'drill', 'check_versions', 'check_disk', 'check_port', 'check_clock',
+           'check_venue', 'doctor', 'demo', 'compile_kernels', 'version', 'chaos']
 
 # %% ../nbs/91_cli.ipynb #df8437e1
 import asyncio
@@ -467,6 +467,15 @@ def research(
     study = json.loads((folder/'study.json').read_text())
     show({k: v for k, v in study.items() if as_json or not isinstance(v, (list, dict)) or k in ('reasons',)}, as_json, f'study of {name}')
 
+# %% ../nbs/91_cli.ipynb #04dbef15
+@app.command('new')
+def new_strategy(name:Annotated[str, typer.Argument(help='small letters, digits and _')], settings:SettingsFile=None, as_json:AsJson=False):
+    "Begin a strategy of your own: NAME.py, a kernel to change, and NAME.ipynb, its study, in the folder of strategies."
+    from arbwork.research.own import write_own
+    s = load_settings(settings)
+    kernel, page = write_own(s.strategies, name)
+    show(dict(kernel=str(kernel), notebook=str(page), next=f'arbwork research {name}'), as_json, f'strategy {name}')
+
 # %% ../nbs/91_cli.ipynb #ea453783
 def study_notebook(
     settings:Settings,
@@ -551,20 +560,15 @@ def promote(
     if not stage: path, manifest = promote_study(Path(what), s, now_ns=time.time_ns(), override=override, commit=os.environ.get('ARBWORK_COMMIT', ''))
     else:
         from arbwork.research.stages import look, raise_stage
+        from arbwork.serve.standing import kernel_now
         from arbwork.store.journal import open_journal
         old = manifest_at(s, what)
-        verify(old, public_keys(s.keys), kernel_of(old.strategy), time.time_ns())
+        verify(old, public_keys(s.keys), kernel_now(s, old.strategy), time.time_ns())
         journal = open_journal(s.journal)
         try: facts = look(s, old, journal)
         finally: journal.close()
         path, manifest = raise_stage(s, old, stage, facts, load_key(s.keys), time.time_ns(), override)
     show(dict(manifest=str(path), id=manifest.id, strategy=manifest.strategy, stage=manifest.stage, expires=utc(manifest.expires_ns)), as_json, 'promoted')
-
-def kernel_of(strategy:str)->str:
-    "The hash of the kernel that would trade."
-    from arbwork.decide.cross import KERNELS, kernel_hash
-    if strategy not in KERNELS: raise ConfigError(f'strategy: found {strategy!r}, wanted one of {", ".join(KERNELS)}')
-    return kernel_hash(KERNELS[strategy])
 
 # %% ../nbs/91_cli.ipynb #180cf31f
 @app.command()
@@ -590,8 +594,9 @@ def rollback(
     "Put the last good manifest before the one in force there again."
     from arbwork.research.promote import public_keys
     from arbwork.research.promote import rollback as back
+    from arbwork.serve.standing import kernel_now
     s = load_settings(settings)
-    path, m = back(s.promoted, strategy, public_keys(s.keys), kernel_of(strategy), time.time_ns(), why)
+    path, m = back(s.promoted, strategy, public_keys(s.keys), kernel_now(s, strategy), time.time_ns(), why)
     show(dict(manifest=str(path), id=m.id, strategy=m.strategy, stage=m.stage, expires=utc(m.expires_ns)), as_json, 'rolled back')
 
 @app.command()
@@ -635,9 +640,10 @@ def manifest_show(what:Which='cross', settings:SettingsFile=None, as_json:AsJson
 def manifest_verify(what:Which='cross', mode:Annotated[str, typer.Option(help='what it is wanted for: sim, paper, shadow, canary, full, or live')]='sim', settings:SettingsFile=None, as_json:AsJson=False):
     "Whether the bot would trade a manifest; exit code 2 and why, if not."
     from arbwork.research.promote import demotion, public_keys, verify
+    from arbwork.serve.standing import kernel_now
     s = load_settings(settings)
     m = manifest_at(s, what)
-    verify(m, public_keys(s.keys), kernel_of(m.strategy), time.time_ns(), mode, demotion(s.promoted, m))
+    verify(m, public_keys(s.keys), kernel_now(s, m.strategy), time.time_ns(), mode, demotion(s.promoted, m))
     show(dict(id=m.id, strategy=m.strategy, good_for=mode, until=utc(m.expires_ns)), as_json, 'may be traded')
 
 @manifest.command('history')
@@ -747,8 +753,9 @@ def recommend(
 
     from arbwork.research.recommend import recommend as advise
     from arbwork.research.recommend import say as in_words
+    from arbwork.decide.strategies import strategy_of
     s, name = load_settings(settings), strategy
-    kernel_of(name)
+    own = strategy_of(name, s.strategies)
     params, manifest = in_force_or_wished(s, name)
     rows, universe, snapshot = recorded(s, start, to, snapshot)
     mids = {x.base: float((rows['bid_px'][:, 0] + rows['ask_px'][:, 0])[rows['slot'] == k].mean()/2) for k, x in enumerate(universe.listings)}
@@ -760,7 +767,7 @@ def recommend(
 
     from arbwork.research.backtest import inventory_of
     with working('moving each wish') as at:
-        advice = advise(name, rows, universe, params, inventory=inventory_of(universe, holdings), latency_ns=np.array([latency_ms[v]*1e6 for v in universe.venues]), fee_in='received', seed=s.seed, limits=s.limits,
+        advice = advise(own, rows, universe, params, inventory=inventory_of(universe, holdings), latency_ns=np.array([latency_ms[v]*1e6 for v in universe.venues]), fee_in='received', seed=s.seed, limits=s.limits,
                         about=about, on_progress=lambda n, total: at('moving each wish', n/total, n))
     found = dict(made_ns=time.time_ns(), said=in_words(advice, universe.listings[0].quote), advised=len(advice.advised), about=about) | msgspec.to_builtins(advice)
     path = (out or s.var/'recommendations.json').resolve()
@@ -775,8 +782,9 @@ def recommend(
 def in_force_or_wished(settings:Settings, strategy:str)->tuple: # parameters, and the id of their manifest or ''
     "The parameters that are traded: of the manifest in force, of the settings where there is none."
     if not (settings.promoted/f'{strategy}.json').exists(): return settings.params, ''
+    from arbwork.decide.strategies import strategy_of
     m = manifest_at(settings, strategy)
-    return m.params, m.id
+    return strategy_of(strategy, settings.strategies).wishes(m.params, **m.extra), m.id
 
 def recorded(
     settings:Settings, start:str, end:str,

@@ -10,7 +10,7 @@ Simulated, paper and real venues differ in addresses, clock and links, nowhere e
 __all__ = ['MODES', 'CLOCK_NS', 'LOOK_S', 'REVIEW_ROWS', 'YIELD_S', 'SWITCH_S', 'above_zero', 'arguments', 'open_log',
            'permitted', 'assumed', 'list_universe', 'ShadowLink', 'Desk', 'told', 'settle', 'fit', 'first_entry',
            'warm', 'summary', 'market_clock', 'paper_money', 'clock_of', 'Permit', 'Spin', 'spins', 'opened', 'salvage',
-           'session', 'trade', 'listen_and_trade', 'run', 'main']
+           'settled_first', 'session', 'trade', 'listen_and_trade', 'run', 'main']
 
 # %% ../nbs/90_live.ipynb #eb659eb0
 import argparse
@@ -37,7 +37,7 @@ from .decide.contract import REASONS, REVERSE, Universe
 from .decide.risk import RISK_STATES
 from .decide.limits import limited, tighter
 from .decide.step import mend
-from .decide.strategies import strategy_of
+from .decide.strategies import kept_copy, strategy_of
 from .feed.codec import Keys
 from .feed.connect import market_feed, trade_link, venue_listings, venue_time_ns, window_s
 from .feed.events import BOOK, OrderUpdate, Trade
@@ -102,14 +102,14 @@ def permitted(
     trust:str|Path|None=None, # folder of public keys
 )->Manifest:
     "The manifest, if it may be traded."
-    kernel = strategy_of(strategy).hash
+    own = strategy_of(strategy, settings.strategies)
     manifest, trusted = load_manifest(settings.promoted, strategy), Path(trust) if trust else settings.keys
     keys = public_keys(trusted)
     before = max((d.ts_ns for d in history(settings.promoted, strategy)), default=0)
     if before > now_ns + CLOCK_NS: raise ConfigError(f'{settings.promoted}: the clock says {utc(now_ns)}, but {strategy} was promoted or taken back at {utc(before)}; set the clock')
     try:
-        found = verify(manifest, keys, kernel, now_ns, mode, demotion(settings.promoted, manifest))
-        strategy_of(strategy).wishes(found.params, **found.extra)
+        found = verify(manifest, keys, own.hash, now_ns, mode, demotion(settings.promoted, manifest))
+        own.wishes(found.params, **found.extra)
         return found
     except ConfigError as e:
         where = f' of {trusted}' if manifest.signature and manifest.key_id not in keys else ''
@@ -258,10 +258,13 @@ async def first_entry(desk:Desk, journal, mode:str, manifest:Manifest, wanted:st
     found = {v: await holdings(link) for v, link in desk.links.items()}
     desk.found = {d.venue: found[d.venue] for d in desk.unexplained}
     stage = standing(manifest, demotion(desk.settings.promoted, manifest)) if mode == 'live' else ''
+    own = strategy_of(manifest.strategy, desk.settings.strategies)
+    if own.hash != manifest.kernel_hash: raise ConfigError(f'{own.file}: found code {own.hash[:12]}, wanted {manifest.kernel_hash[:12]} of manifest {manifest.id}: it was written just now; study again')
     return SessionStart(fresh_id(journal, wanted), mode, manifest.strategy, capped(manifest.params, stage, desk.settings.ladder), desk.universe,
                         opening(found, desk.unexplained), now_ns, seed, manifest.id, manifest.kernel_hash,
                         {'arbwork': __version__, 'numpy': np.__version__}, state, pnl_day, second if second > 1 else 0.,
-                        max([5., *map(window_s, desk.links.values())]), tighter(desk.settings.limits, manifest.limits), manifest.extra)
+                        max([5., *map(window_s, desk.links.values())]), tighter(desk.settings.limits, manifest.limits), manifest.extra,
+                        file=str(kept_copy(own, desk.settings.var/'strategies')) if own.file else '')
 
 def warm(start:SessionStart):
     "Have every kernel loaded before the first price: a core of no consequence is given one row."
@@ -357,6 +360,7 @@ def step(self:Permit):
         try:
             new = permitted(self.desk.settings, self.args.strategy, self.args.mode, now_ns, self.args.trust)
             assumed(new, self.desk.universe)
+            if new.kernel_hash != self.manifest.kernel_hash: raise ConfigError(f'manifest {new.id}: made for kernel {new.kernel_hash[:12]}, this session trades {self.manifest.kernel_hash[:12]}; it is taken up by the next start')
             self.change(new)
         except ArbworkError as e: self.log.error('manifest_refused', why=str(e), stays=self.manifest.id)
         note = demotion(self.folder, self.manifest)
@@ -458,11 +462,19 @@ async def salvage(mode:str, settings:Settings, journal, clock, wall, log)->list[
     log.warning('rescued', sessions=names, settled=sum(not s.open_trades for _, s in stops), open_trades=sum(s.open_trades for _, s in stops))
     return list(map(told, stops))
 
+async def settled_first(no:ConfigError, args, settings:Settings, journal, wall, log)->ConfigError: # the refusal, and what was settled before it
+    "Nothing new may be begun, and what an earlier session has open is settled all the same."
+    if args.mode not in ('sim', 'live') or not (names := unfinished(journal, args.mode)): return no
+    try: done = await salvage(args.mode, settings, journal, await market_clock(settings, args.mode, args.clock_speed), wall, log)
+    except (ArbworkError, *NO_WORD) as e: return ConfigError(f'{no}; and what session {", ".join(names)} left could not be settled: {e}')
+    return ConfigError(f'{no}; settled first: ' + ', '.join(f'session {d["session"]}, {d["open_trades"]} trades open' for d in done))
+
 # %% ../nbs/90_live.ipynb #5872ccec
 async def session(args, settings:Settings, journal, log)->dict: # see `summary`
     "From a manifest to a summary."
-    wall, began = WallClock(), time.monotonic()
-    money, manifest = paper_money(args.balance, args.mode), permitted(settings, args.strategy, args.mode, clock_of(journal, wall), args.trust)
+    wall, began, money = WallClock(), time.monotonic(), paper_money(args.balance, args.mode)
+    try: manifest = permitted(settings, args.strategy, args.mode, clock_of(journal, wall), args.trust)
+    except ConfigError as e: raise await settled_first(e, args, settings, journal, wall, log) from e
     clock = await market_clock(settings, args.mode, args.clock_speed)
     hurry, saved = args.mode in ('sim', 'live') and unfinished(journal, args.mode), []
     try:
@@ -471,6 +483,7 @@ async def session(args, settings:Settings, journal, log)->dict: # see `summary`
         saved = await salvage(args.mode, settings, journal, clock, wall, log)
         if not (hurry and isinstance(e, TimeoutError)): raise
         desk = await opened(args, settings, manifest, money, clock, log) # what can be settled is, there is no hurry any more
+    except ConfigError as e: raise await settled_first(e, args, settings, journal, wall, log) from e
     try:
         recovered = list({r['session']: r for r in saved + await settle(desk, journal, args.mode, wall)}.values())
         await fit(args.mode, desk, journal, manifest.strategy)

@@ -18,10 +18,9 @@ import numpy as np
 from .. import __version__
 from ..clock import NS
 from ..decide.contract import Universe
-from ..decide.strategies import strategy_of
 from ..feed.rights import Rights
 from ..market import ConfigError
-from .core import SessionStart
+from .core import SessionStart, strategy_in
 from .fold import resume
 from .reconcile import sessions
 from .workers import NO_WORD
@@ -134,7 +133,7 @@ def inherit(
     journal, log,
 )->SessionStart: # with the memory that the last session of this strategy left to it
     "A position is not forgotten because a session ends. Where slots or code have changed nothing is handed on, and the log says so."
-    strategy = strategy_of(start.strategy)
+    strategy = strategy_in(start)
     if strategy.carry is None or start.mode not in ('sim', 'live'): return start
     def slots(s): return s.universe.venues, s.universe.assets, [(x.venue, x.instrument) for x in s.universe.listings]
     for name in reversed(sessions(journal)):

@@ -7,13 +7,14 @@ socket and reads no clock. What it is given is journalled in that order, so a re
 
 # %% auto #0
 __all__ = ['STEP', 'VERBS', 'GIVEN', 'MADE', 'NEVER', 'RETRY_SHARE', 'NO_INTENTS', 'NO_LIMITS', 'LOOKS', 'FORGET_S', 'LATE_S',
-           'TROUBLES', 'SessionStart', 'Command', 'Ack', 'Status', 'LegReport', 'TradeReport', 'VenueOrder',
-           'VenueFill', 'Sent', 'Silence', 'Fetched', 'Timer', 'Balances', 'Health', 'Restart', 'Stop', 'Decision',
-           'OrderState', 'TradeState', 'Core', 'Recall', 'Replay', 'replay']
+           'TROUBLES', 'SessionStart', 'strategy_in', 'Command', 'Ack', 'Status', 'LegReport', 'TradeReport',
+           'VenueOrder', 'VenueFill', 'Sent', 'Silence', 'Fetched', 'Timer', 'Balances', 'Health', 'Restart', 'Stop',
+           'Decision', 'OrderState', 'TradeState', 'Core', 'Recall', 'Replay', 'replay']
 
 # %% ../../nbs/trade/02_core.ipynb #e51ae3b3
 from collections import deque
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -28,7 +29,7 @@ from ..decide.edge import net_edge_bps
 from ..decide.limits import Stake, limited
 from ..decide.risk import ACTIVE, BY_PERSON, CAUSES, HALTED, PAUSED, RISK_STATES, mark, new_risk, release
 from ..decide.step import mend
-from ..decide.strategies import strategy_of
+from ..decide.strategies import Strategy, strategy_of
 from ..feed.events import BOOK, INVALID, VALID, Fill, NewOrder, OrderUpdate
 from ..market import BUY, SELL, ArbworkError, ConfigError, DataError, decimal
 from ..settings import Limits, make_limits
@@ -41,7 +42,7 @@ class SessionStart(msgspec.Struct, frozen=True):
     "Everything a session is born with."
     session:str                              # id, [A-Za-z0-9-], at most 16 characters
     mode:str                                 # 'sim', 'paper' or 'live'
-    strategy:str                             # a name in `STRATEGIES`
+    strategy:str                             # a name in `STRATEGIES`, or of one in `file`
     params:Params
     universe:Universe
     inventory:dict[str, dict[str, Decimal]]  # venue to asset to amount, as the venue said
@@ -57,6 +58,13 @@ class SessionStart(msgspec.Struct, frozen=True):
     limits:Limits = Limits()                 # of single orders, venues and assets
     wishes:dict[str, float] = {}             # name to value of what the strategy adds to the parameters; what is not here is as it is by default
     memory:list[float] = []                  # of the strategy, left by the session before it; empty: it begins anew
+    file:str = ''                            # of a strategy of one's own: a copy that nobody edits, see `kept_copy`
+
+def strategy_in(
+    start:SessionStart,
+)->Strategy:
+    "The strategy that a session trades, as it was when it began."
+    return strategy_of(start.strategy, Path(start.file).parent if start.file else None)
 
 # %% ../../nbs/trade/02_core.ipynb #21d4ac36
 STEP = np.dtype([
@@ -281,7 +289,7 @@ class Core:
     def __init__(self,
         start:SessionStart,
     ):
-        self.start, self.universe, self.strategy = start, start.universe, strategy_of(start.strategy)
+        self.start, self.universe, self.strategy = start, start.universe, strategy_in(start)
         u, self.params = self.universe, self.strategy.wishes(start.params, **start.wishes)
         self.venues, self.assets, self.listings = u.venues, u.assets, u.listings
         self.specs, self.board, self.rows = u.specs(), u.empty_board(), np.zeros(1, BOOK)

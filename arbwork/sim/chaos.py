@@ -114,7 +114,7 @@ GAP = Calibration(level_bps=0., slow_sd_bps=60., slow_minutes=.1, fast_sd_bps=5.
 WANTS = Params(risk_tolerance=1., min_edge_bps=1., max_notional=600., cooldown_s=.4, trades_per_hour=1e5, max_open_trades=3, max_loss_day=1e5, max_drawdown=.9, max_exposure=1e5,
     deadline_s=3., max_age_s=2., max_skew_s=1.)
 SWING = msgspec.structs.replace(GAP, slow_sd_bps=150., slow_minutes=.05) # what pays for a way in and a way back
-BASIS = BasisParams(**msgspec.structs.asdict(WANTS) | dict(cooldown_s=.2), halflife_s=8., warm_s=1., enter_z=.3, step_z=.1, exit_z=.2, stop_z=20., tranches=3, max_position=900.)
+BASIS = BasisParams(**msgspec.structs.asdict(WANTS) | dict(cooldown_s=.2, stop_bps=300.), halflife_s=8., warm_s=1., enter_z=.3, step_z=.1, exit_z=.2, stop_z=20., tranches=3, max_position=900.)
 ASTRAY = msgspec.structs.replace(GAP, slow_sd_bps=20., fast_sd_bps=8.) # each book of its own, from its fair value
 CYCLE = CycleParams(**msgspec.structs.asdict(WANTS))
 WISHES = dict(cross=WANTS, maker=WANTS, basis=BASIS, cycle=CYCLE) # by strategy

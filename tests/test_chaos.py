@@ -213,3 +213,9 @@ def test_whatever_of_three_legs_stands_alone_is_named():
         told = [f['detail'] for _, event, f in w.alerts if event == 'lone_leg']
         assert chaos.judge(w).good and told and all('-0.1998' in x and ' ETH ' in x for x in told)
     finally: w.close()
+
+
+def test_a_venue_that_tells_all_fills_at_once_is_asked_once():
+    "Found by this seed: four questions about four instruments, each answered for all and dear, left a returning process without a word for three seconds while a leg stood alone elsewhere."
+    v = schedule(18, ('binance', 'bybit', 'okx', 'kraken'), strategy='cycle')
+    assert v.good and v.kills and v.worst_seconds_to_flat < 3., (v.wrong, v.worst_seconds_to_flat)

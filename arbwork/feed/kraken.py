@@ -492,8 +492,10 @@ def recent_orders_reply(self:Kraken, status:int, body:bytes)->list[OrderUpdate]:
 
 @patch
 def fills_request(self:Kraken, instrument:str, since_ns:int, now_ns:int, cursor:str='')->Request:
-    "Fills since `since_ns`, of every pair; `cursor` for the next page."
+    "Fills since `since_ns`, of every pair (`fills_of_all`); `cursor` for the next page."
     return self._signed('TradesHistory', {'type': 'all', 'start': max(0, since_ns//10**9 - 1), **({'end': cursor} if cursor else {})}, now_ns)
+
+Kraken.fills_of_all = True
 
 @patch
 def _fill(self:Kraken, id:str, x:_Execution)->Fill:

@@ -917,15 +917,18 @@ async def _pages(self:TradeLink, make, read, next_cursor)->list:
         out += page
         if not at: return out
 
+@patch(as_prop=True)
+def fills_of_all(self:TradeLink)->bool: "Whether one question for fills answers for every instrument."; return getattr(self.codec, 'fills_of_all', False)
+
 @patch
 async def fills(self:TradeLink,
-    instrument:str, # `BASE-QUOTE`
+    instrument:str, # `BASE-QUOTE`; '': of all, where it is `fills_of_all`
     since_ns:int,   # venue time
 )->list[Fill]: # oldest first
     "Our fills of one instrument, each with our id of its order ('' for an order that had none)."
     c = self.codec
     pages = await self._pages(lambda ns, at: c.fills_request(instrument, since_ns, ns, at), c.fills_reply, c.fills_cursor)
-    found = list({f.fill_id: f for f in pages if f.instrument == instrument}.values()) # pages may overlap and hold other instruments
+    found = list({f.fill_id: f for f in pages if instrument in ('', f.instrument)}.values()) # pages may overlap and hold other instruments
     if any(not f.client_id for f in found) and c.recent_orders_request(instrument, since_ns, self.venue_ns()):
         await self._ask(lambda ns: c.recent_orders_request(instrument, since_ns, ns), c.recent_orders_reply)
         found = [f if f.client_id else msgspec.structs.replace(f, client_id=c.client_id(f.venue_id)) for f in found]

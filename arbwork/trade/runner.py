@@ -141,10 +141,22 @@ def do(self:Runner, actions:list, now_ns:int):
         if type(a) is Place: self._send(a, self.links[a.venue], ticket)
         elif type(a) is Ask: self._start(workers.ask(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'ask', 'other'))
         elif type(a) is Cancel: self._start(workers.cancel(a, self.links[a.venue], self.give), 'silence', Silence(a.client_id, 'cancel', 'other'))
-        elif type(a) is Fetch: self._start(workers.fetch(a, self.links[a.venue], self.session, self.give), 'fetched', Fetched(a.venue, False))
+        elif type(a) is Fetch: self._ask_fills(a, [x for x in actions if type(x) is Fetch])
         elif type(a) is Alert: getattr(self.log, a.level)(a.name, detail=a.detail, session=self.session)
         elif type(a) is Ack: self._ack(a)
         elif type(a) is TradeReport: self._report(a)
+
+@patch
+def question(self:Runner, a:Fetch, asked:list[Fetch]): # a coroutine, or None where an earlier one of them asks for it too
+    "Ask for fills; where one question answers for every instrument of a venue, for all of these at once: it may be dear."
+    link = self.links[a.venue]
+    same = [x for x in asked if x.venue == a.venue] if getattr(link, 'fills_of_all', False) else [a]
+    if same[0] is not a: return None
+    return workers.fetch(msgspec.structs.replace(a, since_ns=min(x.since_ns for x in same)), link, self.session, self.give, [x.instrument for x in same[1:]])
+
+@patch
+def _ask_fills(self:Runner, a:Fetch, asked:list[Fetch]):
+    if q := self.question(a, asked): self._start(q, 'fetched', Fetched(a.venue, False))
 
 @patch
 def _send(self:Runner, a:Place, link, ticket):
@@ -324,8 +336,9 @@ async def check_venue(self:Runner,
         bad = differences(core.ledger, venue, found)
         if not bad: self._agreed[venue] = self.clock.now_ns()
         if not bad or k + 1 == tries: break
-        for x in core.listings:
-            if x.venue == venue: await workers.fetch(Fetch(venue, x.instrument, core.start.started_ns - 5*NS), link, self.session, self.give)
+        asked = [Fetch(venue, x.instrument, core.start.started_ns - 5*NS) for x in core.listings if x.venue == venue]
+        for a in asked:
+            if q := self.question(a, asked): await q
         await asyncio.sleep(pause_s*2**k)
     if bad != [d for d in core.mismatches if d.venue == venue]: self.give('reconcile', Balances(venue, found)); self._say_wallet(self.wall.now_ns())
     await self._resting(venue, link)
@@ -400,19 +413,21 @@ async def adopt(self:Runner, tries:int=3, venue:str=''):
     """Book what a watchdog did to our trades, here or at one venue, before anything else is done about them. A venue that was never reached is not
     asked, and one that bans us, or says nothing for as long as a trade may take to be whole, is not waited for: its fills are asked for again after that."""
     patience_s = max(1., self.clock.wall_seconds(self.core.params.deadline_s))
-    async def within(x):
-        try: return await asyncio.wait_for(ask(x), patience_s)
-        except TimeoutError: self.log.error('fills_unknown', venue=x.venue, error=f'nothing for {patience_s:g} s'); return []
-    async def ask(x):
+    async def within(at):
+        try: return await asyncio.wait_for(ask(*at), patience_s)
+        except TimeoutError: self.log.error('fills_unknown', venue=at[0], error=f'nothing for {patience_s:g} s'); return []
+    async def ask(v, instrument):
         for k in range(tries):
-            try: found = await self.links[x.venue].fills(x.instrument, self.core.start.started_ns - 5*NS + getattr(self.links[x.venue], 'offset_ns', 0))
+            try: found = await self.links[v].fills(instrument, self.core.start.started_ns - 5*NS + getattr(self.links[v], 'offset_ns', 0))
             except workers.NO_WORD as e:
-                self.log.error('fills_unknown', venue=x.venue, error=str(e))
+                self.log.error('fills_unknown', venue=v, error=str(e))
                 if getattr(e, 'code', '') == 'banned': break # for longer than a leg may stand alone
                 await asyncio.sleep(0.5*2**k)
-            else: return [tagged(x.venue, f) for f in found if (w := parse_client_id(f.client_id)) and w[0] == self.session and w[2] >= GUARD_LEG]
+            else: return [tagged(v, f) for f in found if (w := parse_client_id(f.client_id)) and w[0] == self.session and w[2] >= GUARD_LEG]
         return []
-    for some in await asyncio.gather(*(within(x) for x in self.core.listings if venue in ('', x.venue) and getattr(self.links[x.venue], 'reached', True))):
+    there = [x for x in self.core.listings if venue in ('', x.venue) and getattr(self.links[x.venue], 'reached', True)]
+    asked = dict.fromkeys((x.venue, '' if getattr(self.links[x.venue], 'fills_of_all', False) else x.instrument) for x in there)
+    for some in await asyncio.gather(*map(within, asked)):
         for f in some: self._pass('fill', f)
 
 # %% ../../nbs/trade/05_runner.ipynb #2222b135
@@ -507,7 +522,8 @@ async def settled(self:Runner, seconds:float, late:bool=True)->bool: # whether n
 async def fetch_all(self:Runner):
     "Ask every venue for all fills of this session once more."
     start_ns = self.core.start.started_ns - 5*NS
-    await asyncio.gather(*(workers.fetch(Fetch(x.venue, x.instrument, start_ns), self.links[x.venue], self.session, self.give) for x in self.core.listings))
+    asked = [Fetch(x.venue, x.instrument, start_ns) for x in self.core.listings]
+    await asyncio.gather(*filter(None, (self.question(a, asked) for a in asked)))
     await self.settled(END_S)
 
 # %% ../../nbs/trade/05_runner.ipynb #66113fa2
@@ -518,9 +534,8 @@ def missed(self:Runner, venue:str):
     "A connection was interrupted: ask for the fills that may have been missed."
     began_ns = self.core.start.started_ns
     since_ns = max(began_ns - 5*NS, self._agreed.get(venue, began_ns) - LOOK_BACK_S*NS)
-    for x in self.core.listings:
-        if x.venue == venue: self._start(workers.fetch(Fetch(venue, x.instrument, since_ns), self.links[venue], self.session, self.give),
-                                         'fetched', Fetched(venue, False))
+    asked = [Fetch(venue, x.instrument, since_ns) for x in self.core.listings if x.venue == venue]
+    for a in asked: self._ask_fills(a, asked)
 
 # %% ../../nbs/trade/05_runner.ipynb #593be083
 @patch

@@ -117,15 +117,17 @@ async def fetch(
     a:Fetch, link:Link,
     session:str, # only its fills are given
     give,
+    also=(),     # further instruments for which the same question is the answer
 )->None:
     "Hand on all fills of this session since a time; those it knows are no news to it."
     since_ns = a.since_ns + getattr(link, 'offset_ns', 0) # the venue's clock is not ours
-    try: fills = await link.fills(a.instrument, since_ns)
-    except NO_WORD: return give('fetched', Fetched(a.venue, False, a.instrument))
+    try: fills = await link.fills('' if also else a.instrument, since_ns)
+    except NO_WORD: ok, fills = False, []
+    else: ok = True
     for f in fills:
         whose = parse_client_id(f.client_id)
         if whose and whose[0] == session: give('fill', tagged(a.venue, f))
-    give('fetched', Fetched(a.venue, True, a.instrument))
+    for name in (a.instrument, *also): give('fetched', Fetched(a.venue, ok, name))
 
 # %% ../../nbs/trade/03_workers.ipynb #b524720e
 class PaperLink:

@@ -92,6 +92,12 @@ def world():
     with simulated('--speed', SPEED, '--lead', 0, '--api-key', 'k', '--api-secret', 's', '--balance', 'LINK=500', '--balance', 'USDT=20000') as port: yield port
 
 
+@pytest.fixture
+def young():
+    "The same, begun just now: the recording lasts two minutes at that pace."
+    with simulated('--speed', SPEED, '--lead', 0, '--api-key', 'k', '--api-secret', 's', '--balance', 'LINK=500', '--balance', 'USDT=20000') as port: yield port
+
+
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
     "Settings whose venues are not there."
@@ -353,7 +359,8 @@ def stored(path):
     finally: ticks.close()
 
 
-def test_spoiled_frames_are_told_mended_and_never_believed(world, tmp_path):
+def test_spoiled_frames_are_told_mended_and_never_believed(young, tmp_path):
+    world = young
     path = write_settings(tmp_path, (world, world + 1))
     process = subprocess.Popen(command('collect', '--settings', path, '--clock-speed', SPEED, '--json'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     try:
@@ -404,7 +411,7 @@ cp -r var $OUT/
 '''
 
 
-def test_a_full_disk_loses_nothing(world, tmp_path):
+def test_a_full_disk_loses_nothing(young, tmp_path):
     "Room, then 12 MB from one moment to the next, then none at all, then room again; the disk is one of our own."
     prefix = [] if os.geteuid() == 0 else ['unshare', '-Urm']
     disk, out = tmp_path/'disk', tmp_path/'out'
@@ -412,7 +419,7 @@ def test_a_full_disk_loses_nothing(world, tmp_path):
     trial = f'mount -t tmpfs -o size=1m tmpfs {disk} && umount {disk}'
     if not shutil.which('mount') or prefix and not shutil.which('unshare') or subprocess.run([*prefix, 'sh', '-c', trial], capture_output=True).returncode:
         pytest.skip('no small disk can be mounted here: run as root, or allow user namespaces')
-    path = write_settings(tmp_path/'from', (world, world + 1))
+    path = write_settings(tmp_path/'from', (young, young + 1))
     try: done = subprocess.run([*prefix, 'sh', '-c', FILL, 'sh', disk, path, *command('collect', '--minutes', 2, '--clock-speed', SPEED, '--json')],
                                capture_output=True, text=True, timeout=120, env=environment(OUT=str(out)))
     finally: subprocess.run(['umount', disk], capture_output=True)

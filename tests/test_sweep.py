@@ -2,6 +2,7 @@
 import msgspec
 import numpy as np
 import pytest
+from numba import njit
 
 from arbwork.decide.contract import make_params
 from arbwork.market import ConfigError
@@ -46,7 +47,8 @@ def test_a_cluster_that_is_not_there_is_named(world):
 
 
 def test_a_function_of_ones_own_stays_at_home(world):
-    with pytest.raises(ConfigError, match='wanted a name in KERNELS'): sweep(lambda *x: 0, world.tape(), world.universe, GRID, workers=2, **how(world))
+    with pytest.raises(ConfigError, match='a function of a notebook does not exist there'): sweep(njit(lambda *x: 0), world.tape(), world.universe, GRID, workers=2, **how(world))
+    with pytest.raises(ConfigError, match='wanted a name, a Strategy or a function with @njit'): sweep(lambda *x: 0, world.tape(), world.universe, GRID, workers=2, **how(world))
 
 
 def test_what_is_explored_depends_on_the_seed_and_on_the_buckets_that_may_be_seen(world):

@@ -9,18 +9,23 @@ from decimal import Decimal
 import msgspec
 from test_trade_live import PAIR, WISHES, Bot, balances, hurt, said, until, whole, world
 
+from arbwork.feed.codec import Keys
 from arbwork.feed.events import NewOrder
 from arbwork.market import BUY
 from arbwork.serve.drill import drill
 from arbwork.serve.guard import Reach, kill
 from arbwork.serve.vault import open_vault
-from arbwork.serve.watch import watch
-from arbwork.trade.core import Command
+from arbwork.serve.watch import Watched, watch
+from arbwork.settings import load_settings
+from arbwork.sim.scenarios import load_scenario
+from arbwork.sim.server import World
+from arbwork.store.journal import open_journal
+from arbwork.trade.core import Command, Status
 from arbwork.trade.order import client_id
 from arbwork.trade.reconcile import unheard_halt
 from arbwork.trade.watchdog import Bounds
 
-SPEED = 20.
+SPEED, KEYS = 20., Keys('watch-key', 'd2F0Y2gtc2VjcmV0', 'watch words')
 
 
 async def arbwork(*args, seconds=150):
@@ -129,3 +134,46 @@ def test_a_bot_that_is_killed_with_one_leg_is_brought_home(tmp_path):
     r = done['rounds'][0]
     print(done)
     assert done["ok"] and r['lone_qty'] and r['code'] == 'silence' and r['state'] == 'halted' and r['reconciled'] and abs(r['residual_qty']) < 0.3 and not r['doubled'], done
+
+
+def test_a_venue_cancels_by_itself_when_bot_and_watchdog_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr('arbwork.serve.watch.DEAD_S', 10.) # the shortest that OKX takes; simulated venues count it by the wall
+    async def main():
+        scenario = load_scenario('stress', seed=3, venues=['okx', 'kraken'], hours=2)
+        w = World(['okx', 'kraken'], scenario, 0, SPEED, KEYS, None, 0.)
+        await w.start()
+        where = ''.join(f'[venue:{v}]\n' + ''.join(f'{k} = {x}\n' for k, x in w.place_of(v, w.ports[v]).items()) + 'maker_bps = 10\ntaker_bps = 10\nlatency_ms = 50\n' for v in w.ports)
+        (tmp_path/'settings.ini').write_text(f'[arbwork]\nvenues = okx, kraken\ninstruments = {scenario.instrument}\nvar = var\nstrategies = strategies\njournal = sqlite:///var/journal.db\n'
+                                             f'ticks = lmdb://var/ticks\nboard = var/board.bin\n{where}')
+        settings = load_settings(tmp_path/'settings.ini')
+        settings.var.mkdir(parents=True)
+        vault, journal, dog = open_vault(settings, create=True), open_journal(settings.journal), None
+        for v in w.ports: vault.put(v, dict(key=KEYS.key, secret=KEYS.secret, passphrase=KEYS.passphrase))
+        resting = lambda: [o.client_id for v in w.venues.values() for o in v.engine.orders.values() if o.open]
+        try:
+            async with Reach(settings, vault, SPEED) as reach:
+                for v, link in reach.links.items():
+                    listing, row = scenario.listings[v], scenario.rows[v][0]
+                    px = (Decimal(str(float(row['bid_px'][0])))*Decimal('0.8')//listing.tick)*listing.tick
+                    qty = (max(listing.min_qty, listing.min_notional*2/px)//listing.lot + 1)*listing.lot
+                    assert (await link.place(NewOrder(client_id('night', 1, 0, 0), scenario.instrument, BUY, qty, px, 'GTC'))).status == 'acked'
+            assert len(resting()) == 2
+            def speak(): # what a bot does that lives and is well
+                now = time.time_ns()
+                journal.append('status', 'status', msgspec.msgpack.encode(Status('night', 'active', msgspec.structs.asdict(WISHES), 0., 0., 0., 0, 0, 0, {}, now, 1, 'sim', 'maker', wall_ns=now)), ts_ns=now)
+            speak()
+            dog = asyncio.create_task(watch(settings, vault, speed=SPEED, check_s=1e6))
+            def guarded():
+                speak()
+                said = journal.last('watchdog', kind='watch')
+                return msgspec.msgpack.decode(said.body, type=Watched).guarded if said else {}
+            await until(lambda: dog.done() or set(guarded()) == {'okx', 'kraken'})
+            assert len(resting()) == 2, 'it is told so again and again while the bot speaks'
+            dog.cancel() # no word of theirs any more; and nobody cancels but the venue
+            await until(lambda: not resting())
+            assert journal.last('watchdog', kind='trip') is None
+        finally:
+            if dog: await asyncio.gather(dog, return_exceptions=True)
+            journal.close()
+            await w.stop()
+    asyncio.run(main())

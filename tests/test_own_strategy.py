@@ -10,9 +10,12 @@ from test_trade_live import Bot, said, until, whole
 from arbwork.cli import study_notebook
 from arbwork.decide.strategies import strategy_of
 from arbwork.live import warm
+from arbwork.research.backtest import inventory_of
 from arbwork.research.own import write_own
 from arbwork.research.parity import parity_report
 from arbwork.research.promote import load_study, promote_study
+from arbwork.research.recorded import plenty, recorded
+from arbwork.research.sweep import sweep
 from arbwork.serve.standing import kernel_now, manifests
 from arbwork.trade.core import SessionStart
 from arbwork.trade.reconcile import sessions, unfinished
@@ -29,6 +32,10 @@ def test_from_two_new_files_to_a_trade_and_back(tmp_path):
             await asyncio.to_thread(study_notebook, s, page, s.root/'study', dict(settings=str(s.path), out_dir=str(s.root/'study'), grid=dict(min_edge_bps=[0., 1.], widest_bps=[2., 50.])))
             found = load_study(s.root/'study'/'study.json')
             assert (found.strategy, found.kernel_hash, found.trials, set(found.extra)) == ('narrow', own.hash, 4, {'widest_bps'}) and found.winner_trades > 5
+            data = recorded(s)
+            how = dict(inventory=inventory_of(data.universe, plenty(data.tape, data.universe, 2_000.)), base=own.wishes(s.params), latency_ns=50_000_000, fee_in='received')
+            one, two = [await asyncio.to_thread(lambda n=n: sweep(own, data.tape, data.universe, dict(widest_bps=[2., 50.]), workers=n, **how)) for n in (1, 2)]
+            assert one.returns.tobytes() == two.returns.tobytes() and one.results[0].funnel['depth'] > one.results[1].funnel['depth'] # also in other processes, which read the file
             _, m = promote_study(s.root/'study'/'study.json', s, time.time_ns(), override='for a test')
             assert kernel_now(s, 'narrow') == m.kernel_hash and [x['refused'] for x in manifests(s, time.time_ns())] == ['']
             warm(SessionStart('warm', 'sim', 'narrow', m.params, m.universe, {}, scenario.start_ns, wishes=m.extra, file=own.file)) # compiled here, so that the bot finds it on the disk

@@ -219,3 +219,9 @@ def test_a_venue_that_tells_all_fills_at_once_is_asked_once():
     "Found by this seed: four questions about four instruments, each answered for all and dear, left a returning process without a word for three seconds while a leg stood alone elsewhere."
     v = schedule(18, ('binance', 'bybit', 'okx', 'kraken'), strategy='cycle')
     assert v.good and v.kills and v.worst_seconds_to_flat < 3., (v.wrong, v.worst_seconds_to_flat)
+
+
+def test_a_venue_at_which_nothing_is_open_is_not_waited_for():
+    "Found by this seed: one of four gave no word for three seconds to a returning process, which had a leg alone at two others."
+    v = schedule(128, ('binance', 'bybit', 'okx', 'kraken'), strategy='cycle')
+    assert v.good and v.kills and v.worst_seconds_to_flat < 5., (v.wrong, v.worst_seconds_to_flat)

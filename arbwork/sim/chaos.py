@@ -369,7 +369,7 @@ def judge_fills(w:World, v:Verdict, past:dict, told:dict):
                 v.lost_fills += 1
                 v.wrong.append(f'lost: {name} fill {f.fill_id} of {f.client_id}')
             base, _, quote = f.instrument.partition('-')
-            trades.setdefault((session, trade), []).append((at_ns, {base: f.side*f.qty, quote: -f.side*f.qty*f.px}))
+            trades.setdefault((session, trade), []).append((at_ns, {base: f.side*f.qty, quote: -f.side*f.qty*f.px}, (f.fee_asset, abs(f.fee) if w.strategy.name == 'cycle' else 0)))
     for (session, trade), fills in trades.items():
         longest, left = alone(w, v, sorted(fills, key=lambda x: x[0]))
         v.worst_seconds_to_flat = max(v.worst_seconds_to_flat, longest)
@@ -383,13 +383,14 @@ def alone(w:World, v:Verdict, fills:list[tuple])->tuple[float, str]: # seconds, 
     "How long a part of a trade stood alone, asset by asset."
     longest, left, last = 0., [], w.clock.now_ns()
     for asset, px in w.worth.items():
-        net, since = Decimal(0), 0
-        for at_ns, moves in fills:
+        net, since, dust = Decimal(0), 0, DUST
+        for at_ns, moves, (paid_in, fee) in fills:
             net += moves.get(asset, 0)
+            if paid_in == asset: dust += float(fee)*px
             worth = float(abs(net))*px
             v.worst_exposure_quote = max(v.worst_exposure_quote, worth)
-            if worth > DUST and not since: since = at_ns
-            elif worth <= DUST and since: longest, since = max(longest, lasted(w, since, at_ns)), 0
+            if worth > dust and not since: since = at_ns
+            elif worth <= dust and since: longest, since = max(longest, lasted(w, since, at_ns)), 0
         if since: longest = max(longest, lasted(w, since, last)); left.append(f'{net:+f} {asset}')
     return longest, ', '.join(left)
 

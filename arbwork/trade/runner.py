@@ -410,8 +410,8 @@ async def _resume(self:Runner, why:str):
 
 @patch
 async def adopt(self:Runner, tries:int=3, venue:str=''):
-    """Book what a watchdog did to our trades, here or at one venue, before anything else is done about them. A venue that was never reached is not
-    asked, and one that bans us, or says nothing for as long as a trade may take to be whole, is not waited for: its fills are asked for again after that."""
+    """Book what a watchdog did to our trades, here or at one venue, before anything else is done about them. A venue that was never reached is not asked, nor one
+    at which nothing is open while something is elsewhere; one that bans us, or says nothing for as long as a trade may take to be whole, is not waited for. All are asked again after that."""
     patience_s = max(1., self.clock.wall_seconds(self.core.params.deadline_s))
     async def within(at):
         try: return await asyncio.wait_for(ask(*at), patience_s)
@@ -425,7 +425,8 @@ async def adopt(self:Runner, tries:int=3, venue:str=''):
                 await asyncio.sleep(0.5*2**k)
             else: return [tagged(v, f) for f in found if (w := parse_client_id(f.client_id)) and w[0] == self.session and w[2] >= GUARD_LEG]
         return []
-    there = [x for x in self.core.listings if venue in ('', x.venue) and getattr(self.links[x.venue], 'reached', True)]
+    open_at = {self.core.listings[i].venue for t in self.core.open.values() for i in [*t.slots, *(o.place.slot for o in t.orders)]} or set(self.links) # a watchdog trades where the trade did
+    there = [x for x in self.core.listings if (x.venue == venue if venue else x.venue in open_at) and getattr(self.links[x.venue], 'reached', True)]
     asked = dict.fromkeys((x.venue, '' if getattr(self.links[x.venue], 'fills_of_all', False) else x.instrument) for x in there)
     for some in await asyncio.gather(*map(within, asked)):
         for f in some: self._pass('fill', f)

@@ -266,6 +266,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'arbwork/decide/strategies.py'),
                                            'arbwork.decide.strategies.Strategy.wishes': ( 'decide/strategies.html#strategy.wishes',
                                                                                           'arbwork/decide/strategies.py'),
+                                           'arbwork.decide.strategies.compiled': ( 'decide/strategies.html#compiled',
+                                                                                   'arbwork/decide/strategies.py'),
                                            'arbwork.decide.strategies.kept_copy': ( 'decide/strategies.html#kept_copy',
                                                                                     'arbwork/decide/strategies.py'),
                                            'arbwork.decide.strategies.load_strategy': ( 'decide/strategies.html#load_strategy',

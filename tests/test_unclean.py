@@ -213,6 +213,13 @@ def test_a_ban_does_not_keep_a_returning_process_from_the_others():
     assert v.good and v.kills and v.worst_seconds_to_flat < 4, v.wrong
 
 
+def test_a_question_that_was_lost_is_asked_again_while_a_leg_stands_alone():
+    "Found by seed 21581: after a slow log-in the question for fills got lost, and the whole patience went by in waiting for its answer."
+    warm()
+    v = chaos.schedule(21581)
+    assert v.good and v.kills and v.worst_seconds_to_flat < 4, v.wrong
+
+
 def test_a_slow_log_in_does_not_keep_a_returning_process_from_the_others():
     "Found by seed 523: the start waited 3.8 s for one venue's log-in, with a leg alone at the other."
     warm()

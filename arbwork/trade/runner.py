@@ -411,11 +411,18 @@ async def _resume(self:Runner, why:str):
 @patch
 async def adopt(self:Runner, tries:int=3, venue:str=''):
     """Book what a watchdog did to our trades, here or at one venue, before anything else is done about them. A venue that was never reached is not asked, nor one
-    at which nothing is open while something is elsewhere; one that bans us, or says nothing for as long as a trade may take to be whole, is not waited for. All are asked again after that."""
+    at which nothing is open while something is elsewhere; one that bans us, or says nothing for as long as a trade may take to be whole (asked twice), is not waited for. All are asked again after that."""
     patience_s = max(1., self.clock.wall_seconds(self.core.params.deadline_s))
     async def within(at):
-        try: return await asyncio.wait_for(ask(*at), patience_s)
-        except TimeoutError: self.log.error('fills_unknown', venue=at[0], error=f'nothing for {patience_s:g} s'); return []
+        asked = [asyncio.ensure_future(ask(*at))]
+        try:
+            if not (await asyncio.wait(asked, timeout=patience_s/3))[0]: asked.append(asyncio.ensure_future(ask(*at))) # a question that was lost is not answered by waiting
+            await asyncio.wait(asked, timeout=2*patience_s/3, return_when=asyncio.FIRST_COMPLETED)
+            if (first := next((x for x in asked if x.done()), None)) is not None: return first.result()
+            self.log.error('fills_unknown', venue=at[0], error=f'nothing for {patience_s:g} s')
+            return []
+        finally:
+            for x in asked: x.cancel()
     async def ask(v, instrument):
         for k in range(tries):
             try: found = await self.links[v].fills(instrument, self.core.start.started_ns - 5*NS + getattr(self.links[v], 'offset_ns', 0))

@@ -416,8 +416,9 @@ async def adopt(self:Runner, tries:int=3, venue:str=''):
     async def within(at):
         asked = [asyncio.ensure_future(ask(*at))]
         try:
-            if not (await asyncio.wait(asked, timeout=patience_s/3))[0]: asked.append(asyncio.ensure_future(ask(*at))) # a question that was lost is not answered by waiting
-            await asyncio.wait(asked, timeout=2*patience_s/3, return_when=asyncio.FIRST_COMPLETED)
+            if not (await asyncio.wait(asked, timeout=patience_s/3))[0]:
+                asked.append(asyncio.ensure_future(ask(*at))) # a question that was lost is not answered by waiting
+                await asyncio.wait(asked, timeout=2*patience_s/3, return_when=asyncio.FIRST_COMPLETED)
             if (first := next((x for x in asked if x.done()), None)) is not None: return first.result()
             self.log.error('fills_unknown', venue=at[0], error=f'nothing for {patience_s:g} s')
             return []

@@ -2,6 +2,7 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 from test_cli import refused
 from test_study_live import CASES, keep, world_of
@@ -17,6 +18,7 @@ from arbwork.research.promote import load_study, promote_study
 from arbwork.research.recorded import plenty, recorded
 from arbwork.research.sweep import sweep
 from arbwork.serve.standing import kernel_now, manifests
+from arbwork.settings import load_settings
 from arbwork.trade.core import SessionStart
 from arbwork.trade.reconcile import sessions, unfinished
 
@@ -26,6 +28,8 @@ def test_from_two_new_files_to_a_trade_and_back(tmp_path):
     async def main():
         async with world_of(tmp_path, scenario) as (w, s, journal):
             keep(s, scenario)
+            s.path.write_text(s.path.read_text() + '[limits]\norder_notional = 2500\n')
+            s = load_settings(s.path)
             kernel, page = write_own(s.strategies, 'narrow')
             own = strategy_of('narrow', s.strategies)
             with pytest.raises(Exception, match='no_such'): study_notebook(s, page, s.root/'no', dict(settings=str(s.path), out_dir=str(s.root/'no'), no_such=1))
@@ -37,6 +41,8 @@ def test_from_two_new_files_to_a_trade_and_back(tmp_path):
             one, two = [await asyncio.to_thread(lambda n=n: sweep(own, data.tape, data.universe, dict(widest_bps=[2., 50.]), workers=n, **how)) for n in (1, 2)]
             assert one.returns.tobytes() == two.returns.tobytes() and one.results[0].funnel['depth'] > one.results[1].funnel['depth'] # also in other processes, which read the file
             _, m = promote_study(s.root/'study'/'study.json', s, time.time_ns(), override='for a test')
+            s.path.write_text(s.path.read_text().replace('order_notional = 2500', 'order_notional = 2800')) # looser than what it was studied under
+            s = load_settings(s.path)
             assert kernel_now(s, 'narrow') == m.kernel_hash and [x['refused'] for x in manifests(s, time.time_ns())] == ['']
             warm(SessionStart('warm', 'sim', 'narrow', m.params, m.universe, {}, scenario.start_ns, wishes=m.extra, file=own.file)) # compiled here, so that the bot finds it on the disk
             with Bot(s, '--strategy', 'narrow', '--session', 'day') as bot:
@@ -44,6 +50,8 @@ def test_from_two_new_files_to_a_trade_and_back(tmp_path):
                 bot.process.kill()
                 bot.process.communicate()
             assert unfinished(journal, 'sim') == ['day']
+            start = msgspec.msgpack.decode(journal.read('session/day', 0, 1)[0].body, type=SessionStart)
+            assert (start.limits.order_notional, m.limits.order_notional, s.limits.order_notional) == (2500, 2500, 2800) and start.wishes == m.extra and start.kernel == own.hash
             kernel.write_text(kernel.read_text().replace('p.widest_bps', '2*p.widest_bps')) # its author goes on writing
             with Bot(s, '--strategy', 'narrow', '--session', 'day', name='again') as bot:
                 code, result, log = await bot.ended(300)

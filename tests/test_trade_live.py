@@ -182,19 +182,23 @@ def test_wounds_leave_no_naked_leg(tmp_path):
     asyncio.run(main())
 
 
+async def dies_mid_trade(w, settings):
+    "A session that begins a trade and is killed; then the venues are well again."
+    with Bot(settings, '--session', 'night') as bot:
+        await until(lambda: bot.process.poll() is not None or any(v.engine.orders for v in w.venues.values()))
+        bot.process.kill()
+        bot.process.communicate()
+    await asyncio.sleep(0.6)
+    for v in w.venues.values(): v.faults.clear()
+
+
 @pytest.mark.parametrize('silent', [True, False])
 def test_killed_mid_trade_and_started_again(tmp_path, silent):
     async def main():
         async with world(tmp_path) as (w, settings, journal):
-            orders = lambda: sum(len(v.engine.orders) for v in w.venues.values())
             if silent: await hurt(w, 'bybit', kind='drop_ack'), await hurt(w, 'bybit', kind='lose_private', n=9)
             else: await hurt(w, 'bybit', kind='delay', value=0.5)
-            with Bot(settings, '--session', 'night') as bot:
-                await until(lambda: bot.process.poll() is not None or orders() >= 1)
-                bot.process.kill()
-                bot.process.communicate()
-            await asyncio.sleep(0.6)
-            for v in w.venues.values(): v.faults.clear()
+            await dies_mid_trade(w, settings)
             with Bot(settings, '--session', 'night', '--seconds', '4', name='again') as bot:
                 code, result, log = await bot.ended()
                 assert code == 0, log
@@ -211,15 +215,9 @@ def test_killed_mid_trade_and_started_again(tmp_path, silent):
 def test_what_is_open_is_settled_though_nothing_new_may_begin(tmp_path, why):
     async def main():
         async with world(tmp_path) as (w, settings, journal):
-            orders = lambda: sum(len(v.engine.orders) for v in w.venues.values())
             await hurt(w, 'bybit', kind='drop_ack')
             await hurt(w, 'bybit', kind='lose_private', n=9)
-            with Bot(settings, '--session', 'night') as bot:
-                await until(lambda: bot.process.poll() is not None or orders() >= 1)
-                bot.process.kill()
-                bot.process.communicate()
-            await asyncio.sleep(0.6)
-            for v in w.venues.values(): v.faults.clear()
+            await dies_mid_trade(w, settings)
             assert unfinished(journal, 'sim') == ['night']
             if why == 'taken back': demote(settings.promoted, load_manifest(settings.promoted, 'cross'), 'for a test', time.time_ns(), '', 'kit')
             else: settings.path.write_text(settings.path.read_text().replace('taker_bps = 10', 'taker_bps = 11'))

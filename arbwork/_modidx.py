@@ -3961,6 +3961,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'arbwork.store.journal._settle': ('store/journal.html#_settle', 'arbwork/store/journal.py'),
                                        'arbwork.store.journal._use_the_time': ( 'store/journal.html#_use_the_time',
                                                                                 'arbwork/store/journal.py'),
+                                       'arbwork.store.journal.insist': ('store/journal.html#insist', 'arbwork/store/journal.py'),
                                        'arbwork.store.journal.merged': ('store/journal.html#merged', 'arbwork/store/journal.py'),
                                        'arbwork.store.journal.open_journal': ( 'store/journal.html#open_journal',
                                                                                'arbwork/store/journal.py'),

@@ -93,7 +93,7 @@ class Rig:
         await asyncio.gather(self.task, return_exceptions=True)
         await self.link.close()
 
-    async def until(self, true, seconds=15.):
+    async def until(self, true, seconds=60.):
         try:
             async with asyncio.timeout(seconds):
                 while not true():

@@ -231,7 +231,7 @@ def test_a_ban_heard_on_a_socket_stops_rest_as_well():
             assert (u.status, u.code) == ('rejected', 'banned')
             for what in (link.balances(), link.cancel('LINK-USDT', 'x'), link.place(ORDER)):
                 with pytest.raises(VenueError) as e: await what
-                assert e.value.code == 'banned' and 50 < (e.value.retry_ns - link.venue_ns())/NS <= 60, e.value
+                assert e.value.code == 'banned' and 50 < (e.value.retry_ns - WallClock().now_ns())/NS <= 60, e.value # the venue's clock is ours here
             assert len(venue.heard) == 2
             await link.close()
     run(main())

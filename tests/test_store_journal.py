@@ -68,15 +68,17 @@ def test_killed_writer_loses_nothing_acknowledged_and_doubles_nothing(tmp_path):
 def test_two_processes_share_a_file(tmp_path):
     url = f'sqlite:///{tmp_path}/j.db'
     code = '''
-import sys
+import sys, time
 from arbwork.store.journal import open_journal
+while time.time() < float(sys.argv[3]): pass # both open the new file in the same instant
 journal, name = open_journal(sys.argv[1]), sys.argv[2]
 tickets = [journal.append('shared', name, str(i).encode(), ts_ns=i, key=f'k{i}' if i%10 == 0 else None, durable=i%50 == 0) for i in range(2_000)]
 for t in tickets: t.wait()
 print(sum(t.duplicate for t in tickets))
 journal.close()
 '''
-    both = [child(code, url, name) for name in 'ab']
+    at = time.time() + 4
+    both = [child(code, url, name, at) for name in 'ab']
     out = [p.communicate(timeout=90) for p in both]
     assert [p.returncode for p in both] == [0, 0], out
     journal = open_journal(url)

@@ -10,8 +10,8 @@ last one it has dealt with. The store behind it is chosen by address: `sqlite://
 __all__ = ['LEASE_S', 'PUT', 'ROWS', 'ACK', 'PRUNE', 'SYNC', 'MERGED_BYTES', 'LINGER_S', 'BATCH', 'WAITING', 'SCHEMA',
            'CHECKPOINT', 'COMMIT', 'ROOM', 'BUSY_S', 'RUNS', 'INSERT', 'INSERT_KEYED', 'UNKEPT', 'AT_ONCE', 'QUICK_S',
            'HELD_S', 'CALM', 'FIELDS', 'STREAMS', 'SCHEMES', 'SHAPES', 'Claim', 'steady_s', 'Lease', 'Entry', 'rows_of',
-           'Ticket', 'merged', 'Journal', 'QueuedJournal', 'SqliteJournal', 'without_secret', 'Server', 'server_at',
-           'open_journal']
+           'Ticket', 'merged', 'Journal', 'QueuedJournal', 'insist', 'SqliteJournal', 'without_secret', 'Server',
+           'server_at', 'open_journal']
 
 # %% ../../nbs/store/00_journal.ipynb #f2d00288
 import asyncio
@@ -444,6 +444,16 @@ ROOM       = 12*1024*1024 # bytes of the log that `make_room` makes
 BUSY_S     = 30.         # another process may hold the file this long
 
 # %% ../../nbs/store/00_journal.ipynb #fa6e3a9c
+def insist(db, sql:str):
+    "Execute what another process may stand in the way of, waiting for it in steps much shorter than SQLite's own."
+    end, pause = time.monotonic() + BUSY_S, 0.00005
+    while True:
+        try: return db.execute(sql)
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xff != sqlite3.SQLITE_BUSY or time.monotonic() > end: raise
+        time.sleep(pause)
+        pause = min(pause*1.3, 0.002)
+
 class SqliteJournal(QueuedJournal):
     "A journal in one SQLite file; see `Journal`."
     def __init__(self,
@@ -470,7 +480,7 @@ class SqliteJournal(QueuedJournal):
 
     def _connect(self, timeout:float):
         db = sqlite3.connect(self.path, timeout=timeout or BUSY_S, isolation_level=None, check_same_thread=False)
-        db.execute('pragma journal_mode=wal')
+        insist(db, 'pragma journal_mode=wal') # which waits for nobody by itself when two open a new file at once
         db.execute('pragma synchronous=normal')
         db.execute('pragma wal_autocheckpoint=0')
         if not timeout: db.execute('pragma busy_timeout=0')
@@ -492,15 +502,7 @@ INSERT = {n: 'insert into entry(stream, kind, key, ts_ns, body) values ' + ', '.
 INSERT_KEYED = INSERT[1] + ' on conflict do nothing'
 
 @patch
-def _begin(self:SqliteJournal):
-    "Start a transaction, waiting for other processes in steps much shorter than SQLite's own."
-    end, pause = time.monotonic() + BUSY_S, 0.00005
-    while True:
-        try: return self._db.execute('begin immediate')
-        except sqlite3.OperationalError as e:
-            if e.sqlite_errorcode & 0xff != sqlite3.SQLITE_BUSY or time.monotonic() > end: raise
-        time.sleep(pause)
-        pause = min(pause*1.3, 0.002)
+def _begin(self:SqliteJournal): return insist(self._db, 'begin immediate')
 
 @patch
 def _put_plain(self:SqliteJournal, items:list):

@@ -124,6 +124,7 @@ def compiled(
     except Exception as e: # numba raises also what is not its own
         lines, at = [x.strip() for x in str(e).splitlines() if x.strip() and not x.startswith('Failed in')], re.findall(rf'{re.escape(path.name)}(?:", line | \()(\d+)', str(e))
         what = ' '.join(takewhile(lambda x: not x.startswith(('File "', 'During', 'There are')), lines)) if isinstance(e, NumbaError) else f'{type(e).__name__} {e}'
+        if isinstance(e, KeyError): what = f'found no field {e}, wanted a wish ({", ".join(wishes.__struct_fields__)}) or a column of what `decide.contract` describes'
         raise ConfigError(f'{path}{f" line {at[0]}" if at else ""}: decide cannot be compiled: {what}') from e
     if not isinstance(found := decide.nopython_signatures[-1].return_type, nb.types.Integer): raise ConfigError(f'{path}: decide gives {found}, wanted a whole number: how many orders, 0, or minus the code of the reason')
     return decide
